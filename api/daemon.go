@@ -1,0 +1,30 @@
+package api
+
+import "time"
+
+// DaemonStatus is the daemon as it describes itself.
+type DaemonStatus struct {
+	PID        int    `json:"pid"`
+	Version    string `json:"version"`
+	APIVersion int    `json:"api_version"`
+	Socket     string `json:"socket"`
+	// StateDir is where its database and the VMs' directories are.
+	StateDir  string    `json:"state_dir"`
+	LogFile   string    `json:"log_file"`
+	StartedAt time.Time `json:"started_at"`
+	// UptimeSeconds is how long it has been up.
+	UptimeSeconds float64 `json:"uptime_seconds"`
+	VMs           int     `json:"vms"`
+	RunningVMs    int     `json:"running_vms"`
+	// Engine is the engine new VMs start on, EngineReason why.
+	Engine       string `json:"engine"`
+	EngineReason string `json:"engine_reason"`
+}
+
+// ConfigView is the configuration in force.
+type ConfigView struct {
+	Path string `json:"path"`
+	// Exists tells whether there is a file at Path.
+	Exists bool           `json:"exists"`
+	Values map[string]any `json:"values"`
+}

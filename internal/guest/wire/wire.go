@@ -1,0 +1,149 @@
+// Package wire is the protocol between banger on the host and
+// banger-vsock-agent in the guest: port numbers, the boot configuration, the
+// call of the agent to its supervisor, and the frames of the exec protocol.
+// Both ends import it; it imports only the standard library.
+//
+// # Channel
+//
+// Every stream between host and guest has a port number on the side that
+// listens. On Firecracker streams are vsock connections. On QEMU there is one
+// byte stream, the virtio-serial port PortName: the supervisor sends a Hello
+// (magic and nonce) until the agent answers with the same nonce, then both
+// speak yamux over it (the supervisor is yamux client, the agent server; both
+// may open streams). The opener of a yamux stream writes the port as 4 bytes big-endian; the
+// other side answers one byte, StreamOK or StreamRefused, and on StreamRefused
+// closes it.
+//
+// # Call
+//
+// At every boot the agent opens one stream to the host's PortCall and speaks
+// one JSON object per line, at most MaxCallLine bytes each, both ways: Call
+// messages up, CallReply messages down. The first is a hello with the secret of this boot; the
+// supervisor answers welcome once per boot and refuses every other. The
+// stream stays open; when it breaks, the agent calls again with
+// CallToken, which the welcome gave it.
+package wire
+
+// Version is the version of everything in this package. An agent and a host of
+// different versions refuse each other by name.
+const Version = 1
+
+// PortName is the name of the virtio-serial port of the agent.
+const PortName = "org.banger.agent"
+
+// Ports the agent listens on.
+const (
+	// PortAPI speaks HTTP/1.1; the routes are in internal/guest/agent.
+	PortAPI uint32 = 1000
+	// PortExec speaks the exec protocol, one process (or attachment to one) per stream.
+	PortExec uint32 = 1001
+	// PortSSH is the agent's ssh server.
+	PortSSH uint32 = 1022
+)
+
+// PortCall is the port of the host the agent calls.
+const PortCall uint32 = 1024
+
+// Answers to the port number that opens a stream on QEMU.
+const (
+	StreamOK      byte = 0
+	StreamRefused byte = 1
+)
+
+// MaxCallLine is the longest line of the call in bytes, newline included.
+const MaxCallLine = 64 << 10
+
+// BootFile is where the boot configuration lies in the initramfs: the
+// supervisor appends a cpio archive with it at every start of the VMM.
+const BootFile = "/banger/boot.json"
+
+// Boot is the content of BootFile.
+type Boot struct {
+	Version int `json:"version"`
+	// Secret is 64 hex digits, good for one hello.
+	Secret string `json:"secret"`
+	// Transport is "virtio-serial" or "vsock".
+	Transport string   `json:"transport"`
+	Identity  Identity `json:"identity"`
+}
+
+// Drives are found by their order on every engine: vda base, vdb data, vdc
+// modules. On QEMU /sys/block/*/serial carries these names as well, and wins.
+const (
+	DriveBase    = "base"
+	DriveData    = "data"
+	DriveModules = "modules"
+)
+
+// Identity is what makes a guest this VM.
+type Identity struct {
+	VM       string `json:"vm"` // the VM's id
+	Hostname string `json:"hostname"`
+	// MachineID is 32 hex digits.
+	MachineID string `json:"machine_id"`
+	// Env is KEY=VALUE: the image's environment, then the VM's; later wins.
+	Env []string `json:"env,omitempty"`
+	// WorkDir and User are the image's; empty for /root and root.
+	WorkDir string `json:"work_dir,omitempty"`
+	User    string `json:"user,omitempty"`
+	// DataBytes is the size the data file system is to have; grown online where it is smaller.
+	DataBytes int64 `json:"data_bytes,omitempty"`
+	// AuthorizedKeys are lines of authorized_keys for the agent's ssh server.
+	AuthorizedKeys []string `json:"authorized_keys,omitempty"`
+	// SSHHostKey is an OpenSSH private key in PEM.
+	SSHHostKey string `json:"ssh_host_key,omitempty"`
+}
+
+// Kinds of Call.
+const (
+	CallHello  = "hello"
+	CallMark   = "mark"
+	CallEnding = "ending"
+)
+
+// Call is a message of the agent to its supervisor.
+type Call struct {
+	Type string `json:"type"`
+	// hello: Secret at the first, Token at a later one.
+	Secret  string `json:"secret,omitempty"`
+	Token   string `json:"token,omitempty"`
+	Version int    `json:"version,omitempty"`
+	Agent   string `json:"agent,omitempty"`   // build version
+	BootID  string `json:"boot_id,omitempty"` // /proc/sys/kernel/random/boot_id
+	Init    string `json:"init,omitempty"`    // systemd, other, none
+	// mark: agent, ready or full (api.Mark).
+	Mark string `json:"mark,omitempty"`
+	// ending: poweroff, reboot or halt. The supervisor answers ack before the guest goes on.
+	Verb string `json:"verb,omitempty"`
+}
+
+// Kinds of CallReply.
+const (
+	ReplyWelcome = "welcome"
+	ReplyRefused = "refused"
+	ReplyAck     = "ack"
+)
+
+// CallReply is a message of the supervisor to the agent.
+type CallReply struct {
+	Type   string `json:"type"`
+	Reason string `json:"reason,omitempty"` // refused
+	// welcome: what later hellos of this boot carry, the host's clock, and 64 random bytes (base64).
+	Token        string `json:"token,omitempty"`
+	TimeUnixNano int64  `json:"time_unix_nano,omitempty"`
+	Entropy      []byte `json:"entropy,omitempty"`
+}
+
+// HelloMagic and ReplyMagic start the hand-shake on a virtio-serial port: the
+// supervisor writes HelloMagic and a nonce of NonceLen bytes, again every 300 ms with the same nonce until
+// the agent answered ReplyMagic and that nonce; then yamux frames follow.
+// The agent drops repetitions of a hello it has answered. A hello with another nonce, which it
+// looks for at the boundaries of yamux frames only (their first byte is 0), ends the session and starts
+// a new one: what streams carry can never be taken for it.
+var (
+	HelloMagic = [16]byte{0xb6, 'b', 'a', 'n', 'g', 'e', 'r', '-', 'h', 'e', 'l', 'l', 'o', 0x0d, 0x0a, Version}
+	ReplyMagic = [16]byte{0xb6, 'b', 'a', 'n', 'g', 'e', 'r', '-', 'r', 'e', 'p', 'l', 'y', 0x0d, 0x0a, Version}
+)
+
+// NonceLen is the length of a hello's nonce in bytes.
+const NonceLen = 16

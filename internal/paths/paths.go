@@ -1,0 +1,98 @@
+// Package paths names every file and directory banger writes on the host; it
+// is the only place that does. docs/DISK_LAYOUT.md lists them for people.
+package paths
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// Paths are banger's directories, all absolute.
+type Paths struct {
+	// Config holds config.toml and ssh/; Data images, kernels, agents, engines; State
+	// the database and the VMs; Cache what can be fetched again; Runtime the API socket.
+	Config, Data, State, Cache, Runtime string
+}
+
+// FromEnv derives the directories from the XDG variables and HOME, as the XDG
+// base directory specification says: a relative value counts as unset. Runtime is
+// State where XDG_RUNTIME_DIR is unset.
+func FromEnv(getenv func(string) string) (Paths, error) {
+	home := getenv("HOME")
+	if home == "" {
+		h, err := os.UserHomeDir()
+		if err != nil {
+			return Paths{}, errors.New("find the home directory: HOME is not set")
+		}
+		home = h
+	}
+	if !filepath.IsAbs(home) {
+		return Paths{}, fmt.Errorf("find the home directory: HOME is %q, not an absolute path", home)
+	}
+	dir := func(env, def string) string {
+		if v := getenv(env); filepath.IsAbs(v) {
+			return filepath.Join(v, "banger")
+		}
+		return filepath.Join(home, def, "banger")
+	}
+	p := Paths{
+		Config: dir("XDG_CONFIG_HOME", ".config"),
+		Data:   dir("XDG_DATA_HOME", ".local/share"),
+		State:  dir("XDG_STATE_HOME", ".local/state"),
+		Cache:  dir("XDG_CACHE_HOME", ".cache"),
+	}
+	p.Runtime = p.State
+	if v := getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(v) {
+		p.Runtime = filepath.Join(v, "banger")
+	}
+	return p, nil
+}
+
+// ConfigFile is the configuration.
+func (p Paths) ConfigFile() string { return filepath.Join(p.Config, "config.toml") }
+
+// Images, Kernels and Agents hold immutable content, a directory per digest ("sha256-<hex>").
+func (p Paths) Images() string { return filepath.Join(p.Data, "images") }
+
+// Kernels holds the kernels.
+func (p Paths) Kernels() string { return filepath.Join(p.Data, "kernels") }
+
+// Agents holds the initramfs archives of agents.
+func (p Paths) Agents() string { return filepath.Join(p.Data, "agents") }
+
+// DebCache holds packages and indexes of Debian's archive.
+func (p Paths) DebCache() string { return filepath.Join(p.Cache, "deb") }
+
+// Database is the SQLite database.
+func (p Paths) Database() string { return filepath.Join(p.State, "banger.db") }
+
+// Lock is the flock of the one daemon; its holder writes its socket's path there.
+func (p Paths) Lock() string { return filepath.Join(p.State, "lock") }
+
+// DaemonLog is the daemon's log; rotated beside it.
+func (p Paths) DaemonLog() string { return filepath.Join(p.State, "bangerd.log") }
+
+// Socket is the API's socket.
+func (p Paths) Socket() string { return filepath.Join(p.Runtime, "bangerd.sock") }
+
+// VMs holds a directory per VM.
+func (p Paths) VMs() string { return filepath.Join(p.State, "vms") }
+
+// VM is the directory of a VM.
+func (p Paths) VM(id string) string { return filepath.Join(p.VMs(), id) }
+
+// Files in a VM's directory.
+const (
+	VMData       = "data.ext4"
+	VMInitrd     = "initrd"
+	VMSpec       = "spec.json"       // vmm.Spec
+	VMSupervisor = "supervisor.json" // pid, start time, boot id of the supervisor
+	VMEnd        = "end.json"        // vmm.End of the last run
+	VMConsoleLog = "console.log"     // rotated to console.log.1
+	VMMLog       = "vmm.log"         // the VMM's and the supervisor's own messages
+	VMAgentLog   = "agent.log"
+	VMControl    = "control.sock" // the supervisor's own protocol
+	VMVsock      = "vsock.sock"   // Firecracker's CONNECT protocol, both engines
+)
