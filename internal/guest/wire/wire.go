@@ -99,6 +99,8 @@ const (
 	CallHello  = "hello"
 	CallMark   = "mark"
 	CallEnding = "ending"
+	// CallLog carries a line of the agent's log in Text; the supervisor appends it to agent.log and does not answer.
+	CallLog = "log"
 )
 
 // Call is a message of the agent to its supervisor.
@@ -113,6 +115,8 @@ type Call struct {
 	Init    string `json:"init,omitempty"`    // systemd, other, none
 	// mark: agent, ready or full (api.Mark).
 	Mark string `json:"mark,omitempty"`
+	// log: one line, without the newline.
+	Text string `json:"text,omitempty"`
 	// ending: poweroff, reboot or halt. The supervisor answers ack before the guest goes on.
 	Verb string `json:"verb,omitempty"`
 }
