@@ -21,6 +21,7 @@ const (
 	maxMajor   = 1<<12 - 1
 	maxMinor   = 1<<20 - 1
 
+	tarBlock    = 512
 	xattrRecord = "SCHILY.xattr."
 	aclAccess   = "system.posix_acl_access"
 	aclDefault  = "system.posix_acl_default"
@@ -29,7 +30,7 @@ const (
 // normalizer reads a tar stream and is one again, in the form tar2ext4 expects:
 // every time set, only attributes ext4 has, no global headers, values in range.
 type normalizer struct {
-	src  io.Reader
+	src  *countReader
 	tr   *tar.Reader
 	tw   *tar.Writer
 	buf  bytes.Buffer
@@ -39,9 +40,22 @@ type normalizer struct {
 }
 
 func newNormalizer(r io.Reader) *normalizer {
-	n := &normalizer{src: r, tr: tar.NewReader(r), hash: sha256.New()}
+	src := &countReader{r: r}
+	n := &normalizer{src: src, tr: tar.NewReader(src), hash: sha256.New()}
 	n.tw = tar.NewWriter(io.MultiWriter(&n.buf, n.hash))
 	return n
+}
+
+// countReader counts what is read from r.
+type countReader struct {
+	r     io.Reader
+	count int64
+}
+
+func (c *countReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.count += int64(n)
+	return n, err
 }
 
 // sum is the digest of everything read so far.
@@ -68,6 +82,9 @@ func (n *normalizer) fill() error {
 		return err
 	}
 	h, err := n.tr.Next()
+	if err == io.EOF && n.src.count%tarBlock != 0 {
+		err = io.ErrUnexpectedEOF // archive/tar takes a cut between a PAX record and its padding for the end
+	}
 	if err == io.EOF {
 		if err := n.tw.Close(); err != nil {
 			return err
@@ -100,7 +117,7 @@ func normalHeader(h *tar.Header) (*tar.Header, error) {
 	if h.Uid < 0 || h.Gid < 0 || int64(h.Uid) > math.MaxUint32 || int64(h.Gid) > math.MaxUint32 {
 		return nil, fmt.Errorf("owner %d:%d is out of range", h.Uid, h.Gid)
 	}
-	// Before 1970 a PAX header cannot say it in every reader; such a file is as old as time.
+	// What is older than the epoch was meant to have no time.
 	if out.ModTime.Before(time.Unix(0, 0)) {
 		out.ModTime, out.AccessTime, out.ChangeTime = time.Unix(0, 0), time.Unix(0, 0), time.Unix(0, 0)
 	}
