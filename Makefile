@@ -1,0 +1,59 @@
+# banger: build, install, test. `make demo` is the place to start on a fresh machine.
+PREFIX  ?= /usr/local
+DESTDIR ?=
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COUNT   ?= 1000
+SEED    ?= 1
+LDFLAGS := -s -w -X git.thaloco.com/thaloco/banger/internal/buildinfo.Version=$(VERSION)
+GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
+GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+.PHONY: demo build install uninstall test test-unit test-e2e test-long lint bench clean
+
+## demo: install missing host packages, build, and build and test a real C project in a sandbox
+demo:
+	./scripts/demo
+
+## build: bin/banger, bin/bangerd, bin/banger-vsock-agent
+build:
+	$(GOBUILD) -o bin/ ./cmd/banger ./cmd/bangerd ./cmd/banger-vsock-agent
+
+## install: into $(DESTDIR)$(PREFIX)
+install: build
+	install -D -m 0755 bin/banger $(DESTDIR)$(PREFIX)/bin/banger
+	install -D -m 0755 bin/bangerd $(DESTDIR)$(PREFIX)/bin/bangerd
+	install -D -m 0755 bin/banger-vsock-agent $(DESTDIR)$(PREFIX)/lib/banger/banger-vsock-agent
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/banger $(DESTDIR)$(PREFIX)/bin/bangerd $(DESTDIR)$(PREFIX)/lib/banger/banger-vsock-agent
+
+## test: everything, real VMs included
+test: test-unit test-e2e
+
+## test-unit: all that needs no VM, with the race detector
+test-unit:
+	./scripts/host-packages
+	$(GO) vet ./...
+	BANGER_TEST_MIRROR= $(GO) test -race -timeout 10m ./...
+
+## test-e2e: the real command line on real VMs; downloads a kernel and builds an image once
+test-e2e:
+	./scripts/host-packages
+	$(GO) test -tags e2e -count=1 -timeout 25m ./e2e/...
+
+## test-long: large counts of the randomised tests, COUNT=… SEED=…
+test-long:
+	COUNT=$(COUNT) SEED=$(SEED) $(GO) test -count=1 -timeout 6h ./internal/workspace/... ./internal/guest/...
+	COUNT=$(COUNT) SEED=$(SEED) $(GO) test -tags 'e2e long' -count=1 -timeout 6h -run Long ./e2e/...
+
+lint:
+	$(GOLANGCI) run
+
+## bench: the figures of docs/BENCHMARKS.md, as ratios in one run
+bench:
+	./scripts/host-packages
+	$(GO) test -tags 'e2e bench' -count=1 -timeout 60m -run '^$$' -bench . -benchtime 1x ./e2e/...
+
+clean:
+	rm -rf bin .cache
