@@ -115,6 +115,7 @@ const (
 	ExecNoProcess     = "no_process" // attach to an unknown id
 	ExecExists        = "exists"     // start of a known id
 	ExecInvalid       = "invalid"    // the request breaks the protocol or a limit
+	ExecTakenOver     = "taken_over" // a newer attachment has the process now
 	ExecFailed        = "failed"
 )
 
