@@ -1,0 +1,427 @@
+package supervise
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/guest/channel"
+	"git.thaloco.com/thaloco/banger/internal/guest/wire"
+	"git.thaloco.com/thaloco/banger/internal/initramfs"
+	"git.thaloco.com/thaloco/banger/internal/paths"
+	"git.thaloco.com/thaloco/banger/internal/vmm"
+	"git.thaloco.com/thaloco/banger/internal/vmm/qemu"
+)
+
+const (
+	// defaultBootDeadline is Spec.BootDeadline where that is 0.
+	defaultBootDeadline = 120 * time.Second
+	// startTimeout is how long QEMU may take until it answers on its control socket.
+	startTimeout = 60 * time.Second
+	// defaultEndingGrace is how long after it was acknowledged an announced end may take; then the VMM is killed. A guest
+	// announces when all that is left to do is to freeze its data drive.
+	defaultEndingGrace = 20 * time.Second
+	// diskPoll is how often a VM that waits for room on the host's disk looks for it.
+	diskPoll = time.Second
+	// maxGarbage is how many sessions with garbage an agent that has never called may begin.
+	maxGarbage = 3
+)
+
+// boot is one start of the VMM.
+type boot struct {
+	s     *supervisor
+	vmm   *qemu.VMM
+	calls *callServer
+
+	consolePipe, stderrPipe *outputPipe
+	stderr                  *lastLine
+
+	welcome chan struct{} // closed at the first hello
+	once    sync.Once
+	verb    chan string // of the first ending
+	bad     chan string // why the agent is no agent of ours
+}
+
+// outcome is how a boot ended.
+type outcome struct {
+	end vmm.End
+	// again: start the VMM again, because the guest rebooted or, with timeout, because it never called.
+	again, timeout bool
+}
+
+func ended(cause vmm.EndCause, format string, args ...any) outcome {
+	return outcome{end: vmm.End{Cause: cause, Detail: fmt.Sprintf(format, args...)}}
+}
+
+// run starts the VMM and looks after it to its end. The calling thread is the one VMMs hang on.
+func (b *boot) run(ctx context.Context) outcome {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if err := b.start(ctx); err != nil {
+		if b.s.killAsked() {
+			return ended(vmm.EndKilled, "")
+		}
+		return ended(vmm.EndStart, "%v", err)
+	}
+	var channelEnded sync.WaitGroup
+	defer channelEnded.Wait()
+	defer cancel()
+	channelEnded.Go(func() { b.channel(ctx) })
+	cause := b.watch(ctx)
+	b.vmm.Kill()
+	<-b.vmm.Done()
+	b.closeOutput()
+	b.s.stopped()
+	return cause()
+}
+
+// start writes the initrd and starts QEMU.
+func (b *boot) start(ctx context.Context) error {
+	s := b.s
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	stop := context.AfterFunc(s.killed, cancel)
+	defer stop()
+
+	secret := newSecret()
+	b.calls = newCallServer(secret, b, s.log)
+	config := wire.Boot{Version: wire.Version, Secret: secret, Transport: "virtio-serial", Identity: s.spec.Identity}
+	if err := writeInitrd(paths.VMInitrd, s.spec.Initramfs, config); err != nil {
+		return err
+	}
+	// QEMU has read it when it answers. It holds the secret and the guest's ssh host key: off the disk with it.
+	defer os.Remove(paths.VMInitrd)
+	err := b.startQEMU(ctx, !s.noSandbox)
+	if !s.noSandbox && b.refusesSandbox(err) {
+		s.log.Warn("this qemu has no seccomp filter", "detail", b.stderr.String())
+		s.noSandbox = true
+		err = b.startQEMU(ctx, false)
+	}
+	if err != nil {
+		return err
+	}
+	s.started(b.vmm)
+	return nil
+}
+
+// startQEMU starts QEMU; where it fails, the error ends with the last line of QEMU's stderr.
+func (b *boot) startQEMU(ctx context.Context, sandbox bool) (err error) {
+	s := b.s
+	b.stderr = &lastLine{also: s.vmmLog}
+	if b.consolePipe, err = newOutputPipe(s.consoleLog); err != nil {
+		return err
+	}
+	if b.stderrPipe, err = newOutputPipe(b.stderr); err != nil {
+		b.consolePipe.close()
+		return err
+	}
+	cfg := qemu.Config{
+		Spec: s.spec, Dir: ".", Console: b.consolePipe.w, Stderr: b.stderrPipe.w, Env: vmmEnv(),
+		Options: qemu.Options{Initrd: paths.VMInitrd, Sandbox: sandbox},
+	}
+	if s.spec.Accel == "tcg" {
+		cfg.TSCKHz = s.tsc()
+	}
+	b.vmm, err = qemu.Start(ctx, cfg)
+	if err == nil {
+		return nil
+	}
+	b.closeOutput()
+	var se *qemu.StartError
+	if line := b.stderr.String(); errors.As(err, &se) && line != "" {
+		return fmt.Errorf("%w: %s", err, line)
+	}
+	return err
+}
+
+// closeOutput gets what QEMU wrote into the logs; QEMU is gone.
+func (b *boot) closeOutput() {
+	b.consolePipe.close()
+	b.stderrPipe.close()
+}
+
+// refusesSandbox reports whether QEMU did not start because it was built without seccomp.
+func (b *boot) refusesSandbox(err error) bool {
+	var se *qemu.StartError
+	line := b.stderr.String()
+	return errors.As(err, &se) && se.Status > 0 && (strings.Contains(line, "sandbox") || strings.Contains(line, "seccomp"))
+}
+
+// vmmEnv is all a VMM gets to see of the environment.
+func vmmEnv() []string {
+	return []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"}
+}
+
+// watch waits for the end of the boot, and for what must be done before.
+// What it returns is called when QEMU is gone and all it wrote has been read.
+func (b *boot) watch(ctx context.Context) func() outcome {
+	is := func(o outcome) func() outcome { return func() outcome { return o } }
+	s := b.s
+	deadline := time.NewTimer(s.bootDeadline())
+	defer deadline.Stop()
+	disk := time.NewTicker(diskPoll)
+	defer disk.Stop()
+	var grace <-chan time.Time
+	welcome := b.welcome
+	verb := ""
+	for {
+		select {
+		case <-b.vmm.Done():
+			if verb == "" { // it may have come with the end
+				verb = s.board.Status().Ending
+			}
+			return func() outcome { return b.classify(verb) }
+		case <-s.killed.Done():
+			return is(ended(vmm.EndKilled, ""))
+		case <-b.vmm.Changed():
+			s.refresh()
+		case <-disk.C:
+			b.retryDisk(ctx)
+		case <-welcome:
+			deadline.Stop()
+			welcome = nil
+		case <-deadline.C:
+			if welcome == nil {
+				continue
+			}
+			if s.board.Status().Phase == vmm.PhasePaused {
+				deadline.Reset(s.bootDeadline())
+				continue
+			}
+			out := ended(vmm.EndBootTimeout, "the guest's agent did not call within %s", s.bootDeadline())
+			out.again, out.timeout = true, true
+			return is(out)
+		case verb = <-b.verb:
+			t := time.NewTimer(s.endingGrace)
+			defer t.Stop()
+			grace = t.C
+		case <-grace:
+			s.log.Info("the vmm did not end by itself and is killed", "verb", verb)
+			return is(announced(verb))
+		case detail := <-b.bad:
+			return is(ended(vmm.EndBadAgent, "%s", detail))
+		}
+	}
+}
+
+// announced is the outcome of an end the agent announced.
+func announced(verb string) outcome {
+	switch verb {
+	case "reboot":
+		return outcome{again: true}
+	case "halt":
+		return ended(vmm.EndHalt, "")
+	default:
+		return ended(vmm.EndPoweroff, "")
+	}
+}
+
+// classify says what the end of QEMU means.
+func (b *boot) classify(verb string) outcome {
+	x := b.vmm.Exit()
+	line := b.stderr.String()
+	switch {
+	case x.Signal != 0:
+		return crashed("qemu was ended by signal "+x.Signal.String(), line)
+	case x.Status != 0:
+		return crashed(fmt.Sprintf("qemu ended with exit status %d", x.Status), line)
+	case x.Shutdown == qemu.GuestReset && verb != "", x.Shutdown == qemu.GuestShutdown && verb != "":
+		return announced(verb)
+	case x.Shutdown == qemu.GuestShutdown:
+		return ended(vmm.EndPoweroff, "")
+	case x.Shutdown == qemu.GuestReset:
+		return ended(vmm.EndUnexpected, "the guest was reset without having said so: a kernel panic, or reboot -f")
+	default:
+		return crashed("qemu ended by itself, reason "+fmt.Sprintf("%q", x.Shutdown), line)
+	}
+}
+
+func crashed(what, line string) outcome {
+	if line != "" {
+		what += ": " + line
+	}
+	return ended(vmm.EndCrashed, "%s", what)
+}
+
+// retryDisk lets a VM go on that stands still for want of room on the host, once there is some.
+func (b *boot) retryDisk(ctx context.Context) {
+	st := b.vmm.State()
+	if !st.Paused || !st.DiskFull || b.s.pauseAsked() || !b.s.diskHasRoom() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	if err := b.vmm.Resume(ctx); err != nil {
+		b.s.log.Error("the vm did not resume", "error", err)
+	}
+}
+
+// diskHasRoom reports whether the file system of the writable drives has 64 MiB free, or 2 % where it is small.
+func (s *supervisor) diskHasRoom() bool {
+	for _, d := range s.spec.Drives {
+		if d.ReadOnly {
+			continue
+		}
+		var st unix.Statfs_t
+		if unix.Statfs(filepath.Dir(d.Path), &st) != nil {
+			return false
+		}
+		need := min(64<<20, st.Blocks*uint64(st.Bsize)/50)
+		if st.Bavail*uint64(st.Bsize) < need {
+			return false
+		}
+	}
+	return true
+}
+
+// channel keeps a session with the agent for as long as ctx lasts.
+func (b *boot) channel(ctx context.Context) {
+	garbage := 0
+	for ctx.Err() == nil {
+		err := b.session(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		b.s.log.Warn("the agent's channel broke", "error", err)
+		if errors.Is(err, channel.ErrGarbage) && !b.called() {
+			if garbage++; garbage >= maxGarbage {
+				b.reject(channel.ErrGarbage.Error())
+				return
+			}
+		}
+		if !pause(ctx, 100*time.Millisecond) {
+			return
+		}
+	}
+}
+
+// session opens one session and serves it to its end.
+func (b *boot) session(ctx context.Context) error {
+	conn, err := b.vmm.Agent()
+	if err != nil {
+		return err
+	}
+	session, err := channel.Host(ctx, conn)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { session.Close() })
+	defer stop()
+	b.s.guest.put(session)
+	defer b.s.guest.put(nil)
+	defer session.Close()
+	return session.Serve(func(port uint32, conn net.Conn) bool {
+		if port == wire.PortCall {
+			b.calls.serve(conn)
+			return true
+		}
+		return guestStream(ctx, port, conn)
+	})
+}
+
+func (b *boot) called() bool {
+	select {
+	case <-b.welcome:
+		return true
+	default:
+		return false
+	}
+}
+
+// reject ends the boot because its agent is none of ours.
+func (b *boot) reject(detail string) {
+	select {
+	case b.bad <- detail:
+	default:
+	}
+}
+
+// What follows is listener, called by the callServer.
+
+func (b *boot) hello(m wire.Call) {
+	b.once.Do(func() { close(b.welcome) })
+	b.s.board.Update(func(st *vmm.Status) {
+		st.Agent, st.Init = printable(m.Agent, 64), printable(m.Init, 16)
+	})
+}
+
+func (b *boot) badVersion(detail string) { b.reject(detail) }
+
+func (b *boot) mark(m api.Mark) {
+	b.s.board.Update(func(st *vmm.Status) {
+		if !st.Mark.Reached(m) {
+			st.Mark = m
+		}
+	})
+}
+
+func (b *boot) ending(verb string) {
+	b.s.board.Update(func(st *vmm.Status) { st.Ending = verb })
+	select {
+	case b.verb <- verb:
+	default:
+	}
+}
+
+func (b *boot) logLine(text string) { _, _ = io.WriteString(b.s.agentLog, text+"\n") }
+
+// printable is what the guest says of itself, fit for a terminal: ASCII without control characters, at most n bytes.
+func printable(s string, n int) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return -1
+		}
+		return r
+	}, s)
+	return s[:min(len(s), n)]
+}
+
+// writeInitrd joins archives and the boot configuration to the file name.
+func writeInitrd(name string, archives []string, config wire.Boot) (err error) {
+	if err := remove(".", name); err != nil {
+		return fmt.Errorf("write the initrd: %w", err)
+	}
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("write the initrd: %w", err)
+	}
+	defer func() {
+		if err = errors.Join(err, f.Close()); err != nil {
+			_ = os.Remove(name)
+		}
+	}()
+	for _, path := range archives {
+		if err := appendArchive(f, path); err != nil {
+			return fmt.Errorf("write the initrd: %w", err)
+		}
+	}
+	return initramfs.WriteBoot(f, config)
+}
+
+// appendArchive copies the file path to the end of f (within the kernel, or by reference, where the file systems can) and
+// pads it to the 4 bytes cpio archives are aligned to.
+func appendArchive(f *os.File, path string) error {
+	in, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	n, err := io.Copy(f, in)
+	if err != nil {
+		return err
+	}
+	if pad := -n & 3; pad > 0 {
+		_, err = f.Write(make([]byte, pad))
+	}
+	return err
+}

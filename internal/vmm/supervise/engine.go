@@ -1,0 +1,255 @@
+package supervise
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/hostexec"
+	"git.thaloco.com/thaloco/banger/internal/paths"
+	"git.thaloco.com/thaloco/banger/internal/vmm"
+	"golang.org/x/sys/unix"
+)
+
+// undoTimeout is how long a supervisor whose start was given up may take to end by itself.
+const undoTimeout = 10 * time.Second
+
+// Engine starts VMs by starting supervisors. It implements vmm.Engine.
+type Engine struct {
+	// Binary is the program whose subcommand Command is Main: bangerd.
+	Binary string
+	// Log receives what no caller is told; required.
+	Log *slog.Logger
+	// Args are further arguments of the supervisor; for tests.
+	Args []string
+	// Env is the supervisor's environment beside its own settings; nil for the caller's.
+	Env []string
+}
+
+var _ vmm.Engine = (*Engine)(nil)
+
+// Start implements vmm.Engine.
+func (e *Engine) Start(ctx context.Context, dir string, spec vmm.Spec) (_ vmm.Machine, err error) {
+	if err := checkSpec(spec); err != nil {
+		return nil, err
+	}
+	if err := refuseRunning(dir, spec.Name); err != nil {
+		return nil, err
+	}
+	if err := remove(dir, paths.VMEnd, paths.VMSupervisor, paths.VMControl, paths.VMVsock, paths.VMInitrd); err != nil {
+		return nil, fmt.Errorf("start VM %q: %w", spec.Name, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, remove(dir, paths.VMSpec, paths.VMEnd, paths.VMSupervisor, paths.VMControl,
+				paths.VMVsock, paths.VMInitrd))
+		}
+	}()
+	if err := writeJSON(dir, paths.VMSpec, spec, false); err != nil {
+		return nil, fmt.Errorf("start VM %q: %w", spec.Name, err)
+	}
+	proc, err := e.spawn(dir)
+	if err != nil {
+		return nil, fmt.Errorf("start VM %q: %w", spec.Name, err)
+	}
+	defer proc.ready.Close()
+	err = proc.await(ctx)
+	if err == nil {
+		var m *machine
+		if m, err = attach(ctx, dir, e.Log); err == nil {
+			return m, nil
+		}
+	}
+	proc.undo(dir)
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return nil, fmt.Errorf("start VM %q: %w", spec.Name, err)
+}
+
+// refuseRunning refuses to start a second VM in a directory.
+func refuseRunning(dir, name string) error {
+	var rec record
+	err := readJSON(dir, paths.VMSupervisor, &rec)
+	if err == nil && rec.Supervisor.alive() {
+		return api.Errorf(api.KindConflict, "start VM %q: it runs already", name)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil // a file of a crash in the middle of something: it is made anew
+	}
+	return nil
+}
+
+// spawned is a supervisor that was just started.
+type spawned struct {
+	proc   *os.Process
+	ready  *os.File
+	exited chan struct{}
+}
+
+// spawn starts the supervisor of dir.
+func (e *Engine) spawn(dir string) (*spawned, error) {
+	log, err := os.OpenFile(filepath.Join(dir, paths.VMMLog), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer w.Close()
+	env := e.Env
+	if env == nil {
+		env = os.Environ()
+	}
+	proc, err := hostexec.Runner{}.StartDaemon(hostexec.Daemon{
+		Argv:  append([]string{e.Binary, Command, "--dir", dir, "--ready-fd", "3"}, e.Args...),
+		Dir:   dir,
+		Env:   append(env[:len(env):len(env)], "GOMAXPROCS=2"),
+		Log:   log,
+		Files: []*os.File{w},
+	})
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	s := &spawned{proc: proc, ready: r, exited: make(chan struct{})}
+	go func() {
+		_, _ = proc.Wait() // so that it is no zombie
+		close(s.exited)
+	}()
+	return s, nil
+}
+
+// await waits until the supervisor says that the VM runs, or why not.
+func (s *spawned) await(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { _ = s.ready.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	var m startReply
+	err := readMessage(bufio.NewReaderSize(s.ready, 512), maxReply, &m)
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		return api.Errorf(api.KindInternal, "its supervisor ended before it had started the VMM")
+	case m.Error != nil:
+		return m.Error
+	}
+	return nil
+}
+
+// undo ends the supervisor, and with it the VMM, and waits for both.
+func (s *spawned) undo(dir string) {
+	var rec record
+	recorded := readJSON(dir, paths.VMSupervisor, &rec) == nil
+	_ = s.proc.Signal(syscall.SIGTERM)
+	select {
+	case <-s.exited:
+	case <-time.After(undoTimeout):
+		_ = s.proc.Kill()
+		<-s.exited
+	}
+	if recorded {
+		endVMM(rec.VMM)
+	}
+}
+
+// endVMM makes sure that a VMM without a supervisor is gone. The kernel has killed it, or is about to.
+func endVMM(p process) {
+	_ = p.signal(syscall.SIGKILL)
+	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+	defer cancel()
+	_ = p.gone(ctx)
+}
+
+// Attach implements vmm.Engine.
+func (e *Engine) Attach(ctx context.Context, dir string) (vmm.Machine, error) {
+	m, err := attach(ctx, dir, e.Log)
+	if err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// attach connects to the supervisor of dir.
+func attach(ctx context.Context, dir string, log *slog.Logger) (*machine, error) {
+	var rec record
+	err := readJSON(dir, paths.VMSupervisor, &rec)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &vmm.GoneError{Dir: dir, End: readEnd(dir)}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("attach to the VM in %q: %w", dir, err)
+	}
+	if !rec.Supervisor.alive() {
+		return nil, gone(dir, rec)
+	}
+	d, err := openDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("attach to the VM in %q: %w", dir, err)
+	}
+	m := newMachine(dir, d, rec, log)
+	if err := m.first(ctx); err != nil {
+		m.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+// gone is the error for a VM whose supervisor is dead: it takes care that its VMM is dead as well.
+func gone(dir string, rec record) error {
+	endVMM(rec.VMM)
+	end := readEnd(dir)
+	if end == nil {
+		end = &vmm.End{Cause: vmm.EndLost, Detail: lostDetail, At: time.Now().UTC()}
+	}
+	return &vmm.GoneError{Dir: dir, End: end}
+}
+
+const lostDetail = "the VM's supervisor vanished, and its VMM with it"
+
+// openDir opens a directory to dial sockets in it by short names.
+func openDir(dir string) (*dirFD, error) {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
+	}
+	return &dirFD{fd: fd, refs: 1}, nil
+}
+
+// dirFD is a directory's descriptor, which lives until nobody dials through it any more.
+type dirFD struct {
+	mu   sync.Mutex // guards refs
+	fd   int
+	refs int
+}
+
+// name is a path of the file name in the directory, short whatever the directory is called; false after close.
+func (d *dirFD) name(name string) (string, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.refs == 0 {
+		return "", false
+	}
+	d.refs++
+	return fmt.Sprintf("/proc/self/fd/%d/%s", d.fd, name), true
+}
+
+// release undoes name, or openDir.
+func (d *dirFD) release() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.refs--; d.refs == 0 {
+		_ = unix.Close(d.fd)
+	}
+}

@@ -1,0 +1,100 @@
+package supervise
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"git.thaloco.com/thaloco/banger/internal/paths"
+	"git.thaloco.com/thaloco/banger/internal/vmm"
+)
+
+// maxFile is the largest JSON file that is read back from a VM's directory, in bytes.
+const maxFile = 1 << 20
+
+// record is supervisor.json: who looks after a VM.
+type record struct {
+	// Version is ProtocolVersion of the supervisor.
+	Version    int     `json:"version"`
+	Supervisor process `json:"supervisor"`
+	// VMM is the VMM of the current boot; its PID is 0 while there is none.
+	VMM process `json:"vmm"`
+}
+
+// writeJSON writes v to dir/name, all of it or nothing; durable where it must outlive a crash of the host.
+func writeJSON(dir, name string, v any, durable bool) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("write %q: %w", name, err)
+	}
+	f, err := os.CreateTemp(dir, "."+name+".*") // mode 0600
+	if err != nil {
+		return fmt.Errorf("write %q: %w", name, err)
+	}
+	_, err = f.Write(append(b, '\n'))
+	if durable && err == nil {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), filepath.Join(dir, name))
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+		return fmt.Errorf("write %q: %w", name, err)
+	}
+	if durable {
+		return syncDir(dir)
+	}
+	return nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// readJSON reads dir/name into v; fs.ErrNotExist where it is not there.
+func readJSON(dir, name string, v any) error {
+	f, err := os.Open(filepath.Join(dir, name))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxFile))
+	if err != nil {
+		return fmt.Errorf("read %q: %w", name, err)
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("read %q: %w", name, err)
+	}
+	return nil
+}
+
+// readEnd returns the recorded end of the VM in dir, nil where there is none.
+func readEnd(dir string) *vmm.End {
+	var end vmm.End
+	if readJSON(dir, paths.VMEnd, &end) != nil || end.Cause == "" {
+		return nil
+	}
+	return &end
+}
+
+// remove removes files of dir; what is not there is fine.
+func remove(dir string, names ...string) error {
+	var errs []error
+	for _, name := range names {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}

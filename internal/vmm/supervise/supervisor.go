@@ -1,0 +1,333 @@
+// Package supervise keeps VMs running without the daemon. Its Main is the
+// program `bangerd vm-supervise`, one per VM, the parent of the VMM; its
+// Engine, which implements vmm.Engine, starts supervisors and finds them again.
+//
+// The files of the supervisor: supervisor.go the process, boot.go one start of
+// the VMM, call.go the agent's call, vsock.go streams to and from the guest
+// (Firecracker's protocol), control.go the supervisor's own protocol
+// (protocol.go), log.go bounded logs. Of the client: engine.go and machine.go. Shared: files.go, process.go.
+//
+// A supervisor's working directory is the VM's, so that sockets have short names; whoever dials them does so
+// through a descriptor of that directory.
+package supervise
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/paths"
+	"git.thaloco.com/thaloco/banger/internal/vmm"
+	"git.thaloco.com/thaloco/banger/internal/vmm/qemu"
+	"git.thaloco.com/thaloco/banger/internal/vmm/watch"
+)
+
+// Command is the subcommand of bangerd that is Main.
+const Command = "vm-supervise"
+
+// supervisor looks after one VM.
+type supervisor struct {
+	spec        vmm.Spec
+	log         *slog.Logger
+	endingGrace time.Duration
+
+	board watch.Board
+	guest *guestLine
+	// killed ends when the VM is to end at once.
+	killed context.Context
+	kill   context.CancelFunc
+
+	// The logs of the VMM and the supervisor, of the guest's console, and of its agent.
+	vmmLog, consoleLog, agentLog *boundedLog
+	// tsc is the rate of the host's time stamp counter in kHz, 0 where it cannot be found out.
+	tsc func() int
+
+	// Of the main goroutine alone:
+	ready     *readiness
+	rec       record
+	noSandbox bool // this QEMU has no seccomp filter
+
+	mu    sync.Mutex // guards vmm, asked
+	vmm   *qemu.VMM  // nil between boots
+	asked bool       // somebody asked for a pause
+}
+
+// Main is the program `bangerd vm-supervise`: it returns the exit status.
+func Main(args []string) int {
+	fs := flag.NewFlagSet(Command, flag.ContinueOnError)
+	dir := fs.String("dir", "", "the VM's directory")
+	readyFD := fs.Int("ready-fd", -1, "descriptor that is told how the start went")
+	grace := fs.Duration("ending-grace", defaultEndingGrace, "how long an announced end may take")
+	if fs.Parse(args) != nil || *dir == "" || fs.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "usage: %s --dir DIR\n", Command)
+		return 2
+	}
+	// A supervisor is small and mostly idle: it trades a little CPU time for memory.
+	debug.SetGCPercent(40)
+	// The kernel kills the VMM with the thread that started it: this one, until the process ends.
+	runtime.LockOSThread()
+	ready := &readiness{}
+	if *readyFD >= 0 {
+		unix.CloseOnExec(*readyFD)
+		ready.f = os.NewFile(uintptr(*readyFD), "ready")
+	}
+	if err := supervise(*dir, *grace, ready); err != nil {
+		ready.tell(err)
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// readiness tells whoever started the supervisor, once, that the VM runs or why not.
+type readiness struct{ f *os.File }
+
+// startReply is what goes through it, as one line of JSON.
+type startReply struct {
+	Error *api.Error `json:"error,omitempty"`
+}
+
+func (r *readiness) tell(err error) {
+	if r.f == nil {
+		return
+	}
+	var m startReply
+	if err != nil {
+		m.Error = api.AsError(err)
+	}
+	_ = writeMessage(r.f, m) // nobody listens any more: then nobody needs to know
+	r.f.Close()
+	r.f = nil
+}
+
+// supervise runs the VM in dir to its end. An error means that it was not started.
+func supervise(dir string, grace time.Duration, ready *readiness) error {
+	if err := os.Chdir(dir); err != nil {
+		return fmt.Errorf("supervise: %w", err)
+	}
+	harden()
+	lock, err := lockDir(dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	s := &supervisor{endingGrace: grace, guest: newGuestLine(), ready: ready}
+	if err := readJSON(".", paths.VMSpec, &s.spec); err != nil {
+		return fmt.Errorf("supervise: %w", err)
+	}
+	if err := checkSpec(s.spec); err != nil {
+		return err
+	}
+	if err := s.openLogs(); err != nil {
+		return fmt.Errorf("supervise: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	s.killed, s.kill = context.WithCancel(ctx)
+	defer s.kill()
+	stop := s.signals(ctx)
+	defer stop()
+	s.tsc = sync.OnceValue(s.measureTSC)
+	if s.spec.Accel == "tcg" {
+		go s.tsc() // takes 20 ms, which the rest of the start takes as well
+	}
+	return s.serve(ctx)
+}
+
+// harden takes from the supervisor and its VMM what neither needs.
+func harden() {
+	unix.Umask(0o077)
+	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}) // a core would hold the guest's memory
+	_ = unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) // of this thread, and of the VMM it starts
+}
+
+// lockDir makes sure that this is the only supervisor of the directory.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.Open(".")
+	if err != nil {
+		return nil, fmt.Errorf("supervise: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, api.Errorf(api.KindConflict, "a supervisor runs in %q already", dir)
+	}
+	return f, nil
+}
+
+func (s *supervisor) openLogs() (err error) {
+	s.vmmLog, err = openLog(paths.VMMLog, maxLog, func(f *os.File) {
+		// A panic of the Go runtime goes where our messages go.
+		_ = unix.Dup3(int(f.Fd()), 1, 0)
+		_ = unix.Dup3(int(f.Fd()), 2, 0)
+	})
+	if err != nil {
+		return err
+	}
+	s.log = slog.New(slog.NewTextHandler(s.vmmLog, nil)).With("vm", s.spec.VM)
+	if s.consoleLog, err = openLog(paths.VMConsoleLog, maxLog, nil); err != nil {
+		return err
+	}
+	s.agentLog, err = openLog(paths.VMAgentLog, maxLog, nil)
+	return err
+}
+
+// signals makes SIGTERM a kill of the VM; a terminal's signals and a vanished one mean nothing here.
+func (s *supervisor) signals(ctx context.Context) (stop func()) {
+	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE)
+	ch := make(chan os.Signal, 1)
+	signal.Notify(ch, syscall.SIGTERM)
+	go func() {
+		select {
+		case <-ch:
+			s.kill()
+		case <-ctx.Done():
+		}
+	}()
+	return func() { signal.Stop(ch) }
+}
+
+// serve binds the sockets and runs the VM.
+func (s *supervisor) serve(ctx context.Context) error {
+	self, err := identify(os.Getpid())
+	if err != nil {
+		return fmt.Errorf("supervise: %w", err)
+	}
+	control, err := listen(paths.VMControl)
+	if err != nil {
+		return err
+	}
+	defer control.Close()
+	vsock, err := listen(paths.VMVsock)
+	if err != nil {
+		return err
+	}
+	defer vsock.Close()
+	s.rec = record{Version: ProtocolVersion, Supervisor: self}
+	if err := writeJSON(".", paths.VMSupervisor, s.rec, false); err != nil {
+		return fmt.Errorf("supervise: %w", err)
+	}
+	defer remove(".", paths.VMSupervisor)
+	server := &controlServer{s: s, log: s.log}
+	go server.serve(ctx, control)
+	go (&vsockServer{dial: s.guest.dial, log: s.log}).serve(ctx, vsock)
+
+	end := s.runVM(ctx)
+	end.At = time.Now().UTC()
+	s.log.Info("the vm ended", "cause", end.Cause, "detail", end.Detail)
+	s.ready.tell(startError(end)) // where it was not told that the VM runs
+	if err := writeJSON(".", paths.VMEnd, end, true); err != nil {
+		s.log.Error("the vm's end was not recorded", "error", err)
+	}
+	s.board.Update(func(st *vmm.Status) {
+		st.Phase, st.PauseReason, st.VMMPID, st.End = vmm.PhaseEnded, "", 0, &end
+	})
+	server.drain(2 * time.Second)
+	return nil
+}
+
+// startError is an end before the VM ran, as an error.
+func startError(end vmm.End) error {
+	if end.Cause == vmm.EndKilled {
+		return api.Errorf(api.KindCancelled, "start the VMM: cancelled")
+	}
+	return api.Errorf(api.KindUnavailable, "%s", end.Detail)
+}
+
+// listen binds a socket by its relative name; a stale one is removed.
+func listen(name string) (*net.UnixListener, error) {
+	if err := remove(".", name); err != nil {
+		return nil, fmt.Errorf("supervise: %w", err)
+	}
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: name})
+	if err != nil {
+		return nil, fmt.Errorf("supervise: %w", err)
+	}
+	return ln, nil // Close removes the file
+}
+
+// runVM starts the VMM as often as it takes, and returns how the VM ended.
+func (s *supervisor) runVM(ctx context.Context) vmm.End {
+	retried := false
+	quick := 0 // reboots in a row that came soon after their start
+	for {
+		began := time.Now()
+		b := &boot{s: s, welcome: make(chan struct{}), verb: make(chan string, 1), bad: make(chan string, 1)}
+		out := b.run(ctx)
+		switch {
+		case !out.again:
+			return out.end
+		case out.timeout && retried:
+			out.end.Detail += ", twice"
+			return out.end
+		case out.timeout:
+			retried = true
+			s.note("the guest did not start within %s and was started once more", s.bootDeadline())
+			continue
+		}
+		retried = false
+		if time.Since(began) > 10*time.Second {
+			quick = 0
+		}
+		// A guest that does nothing but reboot costs little: 0, 0, 0, 1, 2, 4, … 30 seconds.
+		if quick++; quick > 3 && !pause(s.killed, min(time.Second<<min(quick-4, 5), 30*time.Second)) {
+			return vmm.End{Cause: vmm.EndKilled}
+		}
+	}
+}
+
+func (s *supervisor) bootDeadline() time.Duration {
+	if s.spec.BootDeadline > 0 {
+		return s.spec.BootDeadline
+	}
+	return defaultBootDeadline
+}
+
+func (s *supervisor) measureTSC() int {
+	khz, err := qemu.MeasureTSC(s.killed)
+	if err != nil {
+		s.log.Warn("the guest must measure its clock itself", "error", err)
+		return 0
+	}
+	return khz
+}
+
+// checkSpec refuses a Spec no VMM could be started from.
+func checkSpec(spec vmm.Spec) error {
+	bad := func(format string, args ...any) error {
+		return api.Errorf(api.KindInvalid, "start VM %q: %s", spec.Name, fmt.Sprintf(format, args...))
+	}
+	switch {
+	case spec.Version != vmm.SpecVersion:
+		return bad("its specification has version %d, this banger knows %d", spec.Version, vmm.SpecVersion)
+	case spec.Engine != "qemu":
+		return bad("engine %q is not available in this build", spec.Engine)
+	case spec.Accel != "kvm" && spec.Accel != "tcg":
+		return bad("unknown acceleration %q", spec.Accel)
+	case spec.Binary == "" || spec.Kernel == "":
+		return bad("no VMM or no kernel given")
+	case spec.CPUs < 1:
+		return bad("%d CPUs", spec.CPUs)
+	case spec.MemoryMiB < 128:
+		return bad("%d MiB of memory are less than 128", spec.MemoryMiB)
+	}
+	seen := map[string]bool{}
+	for _, d := range spec.Drives {
+		if d.ID == "" || d.Path == "" || seen[d.ID] {
+			return bad("drive %q has no path or is there twice", d.ID)
+		}
+		seen[d.ID] = true
+	}
+	return nil
+}
