@@ -120,7 +120,8 @@ func (c *client) fill(w *wire.FrameWriter) bool {
 	written := p.in.ring.Base()
 	if !c.greeted {
 		c.greeted, c.stdin = true, written
-		_ = w.JSON(wire.FrameStarted, wire.ExecStarted{ID: p.id, PID: p.pid, Stdin: written})
+		_ = w.JSON(wire.FrameStarted, wire.ExecStarted{ID: p.id, PID: p.pid, Stdin: written,
+			Received: p.in.ring.End(), StdinEOF: p.in.eof || p.in.closed})
 	}
 	if written > c.stdin {
 		c.stdin = written

@@ -94,6 +94,11 @@ type ExecStarted struct {
 	PID int    `json:"pid"`
 	// Stdin is how much of stdin has been written to the process.
 	Stdin uint64 `json:"stdin"`
+	// Received is how much of it the agent has taken in all, at least Stdin: where a client
+	// that did not send what came before goes on.
+	Received uint64 `json:"received"`
+	// StdinEOF: the command's stdin has ended or never was; nothing more is taken.
+	StdinEOF bool `json:"stdin_eof,omitempty"`
 }
 
 // ExecExit is how a process ended.
