@@ -64,9 +64,14 @@ func (c *Client) ReleaseVM(ctx context.Context, name string, req api.Release) (a
 }
 
 // Exec opens a stream to the guest's exec port, one process or attachment per stream. The protocol
-// on it is that of internal/guest/wire.
-func (c *Client) Exec(ctx context.Context, name string) (net.Conn, error) {
-	return c.upgrade(ctx, vmPath(name, "/exec"), "banger-exec")
+// on it is that of internal/guest/wire. Where owned is not empty it is the id of the process on the
+// stream, and that process is hung up when this one has ended.
+func (c *Client) Exec(ctx context.Context, name, owned string) (net.Conn, error) {
+	path := vmPath(name, "/exec")
+	if owned != "" {
+		path += "?id=" + url.QueryEscape(owned)
+	}
+	return c.upgrade(ctx, path, "banger-exec")
 }
 
 // Logs returns a log of a VM as text: source is console, agent or vmm. With follow it goes on until

@@ -1,0 +1,112 @@
+package cli
+
+import (
+	"context"
+	"regexp"
+
+	"github.com/spf13/cobra"
+
+	"git.thaloco.com/thaloco/banger/internal/guest/exec"
+	"git.thaloco.com/thaloco/banger/internal/guest/wire"
+)
+
+type vmExecOptions struct {
+	name     string
+	command  []string
+	env      []string
+	envFiles []string
+	attach   string
+	remote   remoteFlags
+}
+
+func newVMExec(a *App) *cobra.Command {
+	o := &vmExecOptions{}
+	cmd := &cobra.Command{
+		Use:   "exec NAME [-- COMMAND [ARG...]]",
+		Short: "Run a command in a VM that runs",
+		Long: `Run a command in a VM that runs, or a login shell. stdin, stdout and stderr are passed through and
+the exit status is the command's: 128+n where signal n ended it, 126 where it cannot be executed, 127
+where there is no such command. banger's own failures are 125.`,
+		Example: `  banger vm exec testbox -- make test
+  banger vm exec testbox -w /root/repo -e K=V -- ./ci.sh
+  banger vm exec -it testbox -- bash
+  banger vm exec --attach 4f0c2a9be1d85c3372d06d4ce6a1b7f0 testbox`,
+		ValidArgsFunction: a.completeVMs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := o.parse(cmd.ArgsLenAtDash(), args); err != nil {
+				return err
+			}
+			return inRun(runVMExec(cmd.Context(), a, o))
+		},
+	}
+	cmd.Flags().StringArrayVarP(&o.env, "env", "e", nil, "environment of the command, as `KEY=VALUE`; KEY alone takes the value of this environment")
+	cmd.Flags().StringArrayVar(&o.envFiles, "env-file", nil, "`file` of such lines; # starts a comment")
+	cmd.Flags().StringVar(&o.attach, "attach", "", "attach to the command with this `id` instead of starting one")
+	_ = cmd.RegisterFlagCompletionFunc("env", cobra.NoFileCompletions)    // fails only for an unknown flag
+	_ = cmd.RegisterFlagCompletionFunc("attach", cobra.NoFileCompletions) // likewise
+	o.remote.register(cmd)
+	return cmd
+}
+
+// execID is the form of a command's id.
+var execID = regexp.MustCompile(`^[0-9a-f]{32}$`)
+
+// parse takes the arguments; dash is how many of them stand before --, negative where there is none.
+func (o *vmExecOptions) parse(dash int, args []string) error {
+	names := args
+	if dash >= 0 {
+		names, o.command = args[:dash], args[dash:]
+	}
+	switch {
+	case len(names) == 0:
+		return usagef("banger vm exec NAME -- COMMAND", "vm exec needs the name of a VM")
+	case len(names) > 1:
+		return usagef(quoted(append([]string{"banger", "vm", "exec", names[0], "--"}, append(names[1:], o.command...)...)...),
+			"the command to run stands behind --")
+	case dash >= 0 && len(o.command) == 0:
+		return usagef("banger vm exec "+quoted(names[0]), "there is no command behind --")
+	case o.attach != "" && len(o.command) > 0:
+		return usagef("", "--attach and a command exclude each other")
+	case o.attach != "" && !execID.MatchString(o.attach):
+		return usagef("", "--attach is %q, not the id of a command: 32 hex digits", o.attach)
+	}
+	o.name = names[0]
+	return nil
+}
+
+func runVMExec(ctx context.Context, a *App, o *vmExecOptions) error {
+	env, err := environment(a, o.env, o.envFiles)
+	if err != nil {
+		return err
+	}
+	tty, err := o.remote.terminal(a, len(o.command) == 0)
+	if err != nil {
+		return err
+	}
+	if o.attach != "" && !o.remote.ttyGiven() {
+		tty = false // it has one only if it was started with one, and who comes back says so
+	}
+	c, err := a.connect()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	r := remote{vm: o.name, attach: o.attach, stdin: o.remote.interactive, start: wire.ExecStart{
+		ID: exec.NewID(), Argv: o.command, Dir: o.remote.workDir, User: o.remote.user, PTY: tty, Env: env,
+	}}
+	if tty {
+		r.start.Env = append(a.terminalEnv(), env...)
+	}
+	return a.runRemote(ctx, c, r)
+}
+
+// terminalEnv is what a command with a terminal must know of it.
+func (a *App) terminalEnv() []string {
+	var out []string
+	for _, key := range []string{"TERM", "COLORTERM"} {
+		if v := a.Getenv(key); v != "" {
+			out = append(out, key+"="+v)
+		}
+	}
+	return out
+}
