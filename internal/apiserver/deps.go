@@ -1,0 +1,64 @@
+package apiserver
+
+import (
+	"context"
+	"io"
+	"net"
+	"time"
+
+	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/progress"
+)
+
+// VMs is package vm as the API needs it.
+type VMs interface {
+	List(ctx context.Context) ([]api.VM, error)
+	VM(ctx context.Context, name string) (api.VM, error)
+	CheckCreate(ctx context.Context, req api.CreateVM) error
+	Create(ctx context.Context, req api.CreateVM, rep progress.Reporter) (api.VM, error)
+	Start(ctx context.Context, name string, want api.Mark, rep progress.Reporter) (api.VM, error)
+	Stop(ctx context.Context, name string, timeout time.Duration, rep progress.Reporter) (api.VM, error)
+	Restart(ctx context.Context, name string, timeout time.Duration, want api.Mark, rep progress.Reporter) (api.VM, error)
+	Kill(ctx context.Context, name string) (api.VM, error)
+	Delete(ctx context.Context, name string, force bool) error
+	Release(ctx context.Context, name string, owner api.Owner) error
+	PrepareWorkspace(ctx context.Context, name string, req api.PrepareWorkspace, rep progress.Reporter) (api.Workspace, error)
+	DialExec(ctx context.Context, name string) (net.Conn, error)
+	ExecOwnerGone(ctx context.Context, name, execID string) error
+	Logs(ctx context.Context, name, source string, follow bool, w io.Writer) error
+	Events(ctx context.Context, fn func(api.Event) error) error
+}
+
+// Images is the daemon's view of images: store and catalog as one.
+type Images interface {
+	List(ctx context.Context) ([]api.Image, error)
+	Image(ctx context.Context, name string) (api.Image, error)
+	CheckPull(ctx context.Context, req api.PullImage) error
+	Pull(ctx context.Context, req api.PullImage, rep progress.Reporter) (api.Image, error)
+	Delete(ctx context.Context, name string) error
+}
+
+// Kernels is the same for kernels.
+type Kernels interface {
+	List(ctx context.Context) ([]api.Kernel, error)
+	CheckPull(ctx context.Context, req api.PullKernel) error
+	Pull(ctx context.Context, req api.PullKernel, rep progress.Reporter) (api.Kernel, error)
+	Delete(ctx context.Context, name string) error
+}
+
+// Operations is package operation.
+type Operations interface {
+	Start(ctx context.Context, kind, target string, run func(context.Context, progress.Reporter) (any, error)) (api.Operation, error)
+	Get(ctx context.Context, id string) (api.Operation, error)
+	List(ctx context.Context) ([]api.Operation, error)
+	Cancel(ctx context.Context, id string) error
+	Watch(ctx context.Context, id string, fn func(api.Operation) error) error
+}
+
+// Daemon is the daemon itself.
+type Daemon interface {
+	Status(ctx context.Context) (api.DaemonStatus, error)
+	Config() api.ConfigView
+	// Stop starts a clean shutdown and returns.
+	Stop()
+}
