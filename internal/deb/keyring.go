@@ -11,7 +11,7 @@ import (
 // archiveKeys holds the automatic signing keys of Debian 12 and 13 and of their security archives:
 // debian-archive-{bookworm,trixie}-{automatic,security-automatic}.gpg, one after the other, as the
 // package debian-archive-keyring 2023.3+deb12u2 installs them in /usr/share/keyrings. Public data;
-// the keys of Debian 12 expire in 2031, those of Debian 13 in 2035. The fingerprints are in keyring_test.go.
+// the keys of Debian 12 expire in 2031, those of Debian 13 in 2035. TestDebianKeyring lists their fingerprints.
 //
 //go:embed debian-archive.gpg
 var archiveKeys []byte

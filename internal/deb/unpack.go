@@ -119,7 +119,7 @@ func decompress(r io.Reader, ext string) (io.ReadCloser, error) {
 		}
 		return z.IOReadCloser(), nil
 	case ".xz":
-		z, err := xz.ReaderConfig{DictCap: 8 << 20}.NewReader(r)
+		z, err := xz.NewReader(bufio.NewReaderSize(r, 64<<10)) // it reads byte by byte
 		if err != nil {
 			return nil, err
 		}
