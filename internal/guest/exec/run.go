@@ -15,7 +15,7 @@ import (
 // Times of a run.
 const (
 	defaultReconnect = 30 * time.Second
-	firstBackoff     = 20 * time.Millisecond
+	firstBackoff     = 5 * time.Millisecond
 	maxBackoff       = time.Second
 	answerTimeout    = 20 * time.Second // for the agent's answer to a start or an attach
 	pipeGrace        = time.Second      // between SIGPIPE, SIGHUP and giving up after a broken Stdout

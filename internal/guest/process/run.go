@@ -14,7 +14,7 @@ import (
 )
 
 // maxLinger bounds how long after a process's end its pipes are read while somebody keeps writing to them.
-const maxLinger = 2 * time.Second
+const maxLinger = 500 * time.Millisecond
 
 // proc is one process, from the reservation of its id until it is collected.
 type proc struct {

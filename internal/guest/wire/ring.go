@@ -12,7 +12,7 @@ type Ring struct {
 	base    uint64 // offset of the first of them
 	full    bool   // the last Commit used all that was reserved
 	asked   int    // length of the last reservation
-	dropped uint64
+	dropped uint64 // by Drop
 }
 
 // readAhead is up to where a ring grows just because reads fill it, in bytes.
@@ -21,7 +21,7 @@ const readAhead = 128 << 10
 // NewRing returns an empty ring at offset that holds at most limit bytes.
 func NewRing(offset uint64, limit int) *Ring { return &Ring{base: offset, limit: limit} }
 
-// Base is the offset of the first byte held, End that after the last, Dropped how many Drop took.
+// Base is the offset of the first byte held.
 func (r *Ring) Base() uint64 { return r.base }
 
 // End is the offset after the last byte held.
@@ -84,21 +84,6 @@ func (r *Ring) CopyAt(p []byte, offset uint64) int {
 	}
 	n := copy(p, r.buf[at:])
 	return n + copy(p[n:], r.buf)
-}
-
-// Slice returns held bytes from offset on that lie together, at most limit of them. They are valid
-// until they are acknowledged or dropped, or the ring is written to.
-func (r *Ring) Slice(offset uint64, limit int) []byte {
-	if offset < r.base || offset >= r.End() {
-		return nil
-	}
-	skip := int(offset - r.base)
-	n := min(r.n-skip, limit)
-	at := r.start + skip
-	if at >= len(r.buf) {
-		at -= len(r.buf)
-	}
-	return r.buf[at:min(at+n, len(r.buf))]
 }
 
 // Ack forgets what is before offset; one outside what is held is cut to it.
