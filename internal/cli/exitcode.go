@@ -80,10 +80,10 @@ type runError struct {
 func (e *runError) Error() string { return e.err.Error() }
 func (e *runError) Unwrap() error { return e.err }
 
-// inRun marks err as banger's own failure in vm run or vm exec.
+// inRun marks err as banger's own failure in vm run or vm exec, unless it has a status already.
 func inRun(err error) error {
-	if err == nil {
-		return nil
+	if err == nil || errors.As(err, new(*runError)) {
+		return err
 	}
 	return &runError{err: err, status: exitBanger}
 }

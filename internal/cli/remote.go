@@ -83,7 +83,7 @@ func (r remote) id() string {
 func (a *App) runRemote(ctx context.Context, c *client.Client, r remote) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	s := remoteSession{app: a, remote: r, cancel: cancel}
+	s := remoteSession{app: a, in: a.In, remote: r, cancel: cancel}
 	opts := exec.Options{
 		Dial: s.dialer(c), Start: r.start, AttachID: r.attach,
 		Stdout: a.Out, Stderr: a.Err, OnState: s.state,
@@ -152,6 +152,7 @@ func (a *App) passSizes(ctx context.Context, sizes chan<- exec.Size) {
 // remoteSession is what goes on beside exec.Run.
 type remoteSession struct {
 	app    *App
+	in     io.Reader
 	remote remote
 	cancel context.CancelCauseFunc
 	raw    atomic.Bool
@@ -208,7 +209,7 @@ var signalNames = map[os.Signal]string{syscall.SIGINT: "INT", syscall.SIGTERM: "
 // Read reads stdin from a raw terminal. While the connection is broken nobody acts on Ctrl-C, so two
 // of them end the run.
 func (s *remoteSession) Read(p []byte) (int, error) {
-	n, err := s.app.In.Read(p)
+	n, err := s.in.Read(p)
 	if s.lost.Load() != nil {
 		for range bytes.Count(p[:n], []byte{interruptKey}) {
 			if s.keys.again() {
@@ -272,7 +273,7 @@ func (a *App) remoteEnd(r remote, exit wire.ExecExit, err error) error {
 		}
 		return nil
 	case errors.As(err, &start):
-		return startError126(r, start)
+		return commandError(r, start)
 	case errors.As(err, &lost):
 		e := api.Errorf(api.KindUnavailable, "%w", lost)
 		if lost.Started {
@@ -300,9 +301,9 @@ func comeBackTo(r remote, id string) string {
 	return quoted(append(args, r.vm)...)
 }
 
-// startError126 is why a command could not be started: with status 127 or 126 where that is the
+// commandError is why a command could not be started: with status 127 or 126 where that is the
 // command's own fault, and with a hint where the host has what the guest lacks.
-func startError126(r remote, start *wire.ExecError) error {
+func commandError(r remote, start *wire.ExecError) error {
 	e := api.Errorf(api.KindGuest, "run in vm %q: %s", r.vm, strings.TrimSpace(start.Message))
 	status := start.Status()
 	if status == 0 {
