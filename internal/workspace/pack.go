@@ -1,0 +1,90 @@
+package workspace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// indexFile is the copy of the index, also where the repository has none (then git reads it as empty).
+func (r *repo) indexFile() string { return filepath.Join(r.temp, "index") }
+
+// copyIndex copies the index and makes it one that any git reads: whole, not split or sparse, without what a monitor of the
+// host knows. Its times stay those of the host's files, so git in the guest compares contents once and is right.
+func (r *repo) copyIndex(ctx context.Context) error {
+	file, err := r.gitPath(ctx, "index")
+	if err != nil {
+		return err
+	}
+	if err := copyFile(file, r.indexFile()); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return unreadable(file, err)
+	}
+	r.index = r.indexFile()
+	_, err = r.indexed(ctx, nil, "-c", "index.sparse=false", "-c", "index.skipHash=false",
+		"update-index", "--no-split-index", "--no-untracked-cache", "--no-fsmonitor", "--force-write-index")
+	if err != nil {
+		_, said := status(err)
+		return r.git.broken(r.root, "the index", said)
+	}
+	return nil
+}
+
+// indexed runs git on the copy of the index.
+func (r *repo) indexed(ctx context.Context, stdin io.Reader, args ...string) ([]byte, error) {
+	return r.git.output(ctx, r.root, stdin, []string{"GIT_INDEX_FILE=" + r.indexFile()}, args...)
+}
+
+func copyFile(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(out, in); err != nil {
+		return errors.Join(err, out.Close())
+	}
+	return out.Close()
+}
+
+// pack writes the objects that the refs, HEAD, the state and the index reach into one pack. Deltas are taken over, new ones
+// are not looked for: the pack lives on this host and in one guest.
+func (r *repo) pack(ctx context.Context) error {
+	args := []string{"-c", "pack.packSizeLimit=0", "-c", "pack.writeReverseIndex=false",
+		"pack-objects", "--revs", "--indexed-objects", "--non-empty", "--delta-base-offset", "--window=0", "--compression=1", "-q"}
+	if r.partial {
+		args = append(args, "--missing=allow-promisor")
+	}
+	var in strings.Builder
+	for _, id := range r.tips {
+		in.WriteString(id + "\n")
+	}
+	out, err := r.indexed(ctx, strings.NewReader(in.String()), append(args, filepath.Join(r.temp, "pack"))...)
+	if err != nil {
+		if code, said := status(err); code > 0 {
+			return r.git.broken(r.root, "the objects", said)
+		}
+		return fmt.Errorf("pack the history of %q: %w", r.root, err)
+	}
+	for _, id := range strings.Fields(string(out)) {
+		for _, ext := range []string{".pack", ".idx"} {
+			r.packs["pack-"+id+ext] = filepath.Join(r.temp, "pack-"+id+ext)
+		}
+		if r.partial {
+			// Marks the pack's objects as a promisor's: those they refer to may be missing.
+			r.files["objects/pack/pack-"+id+".promisor"] = nil
+		}
+	}
+	return nil
+}

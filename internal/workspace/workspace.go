@@ -1,0 +1,179 @@
+// Package workspace reads a directory of the host and writes it as one tar
+// stream for a guest: a git work tree with its history and state, so that git in
+// the guest sees what git on the host sees, or a plain directory as it is.
+//
+// What of a repository never travels: hooks, reflogs, alternates, includes,
+// credentials in URLs, objects that nothing refers to, and every setting that is not on the list
+// of gitconfig.go. The guest gets a .git directory that is made, not copied.
+//
+// workspace.go prepares a Source; git.go runs the host's git; repo.go reads the
+// state of one repository, gitconfig.go its settings, pack.go its objects and
+// index; files.go lists a work tree or directory; stream.go writes the tar stream.
+//
+// The host's git runs on the host's own repository with the user's own
+// configuration, and never changes it: no lock is taken, the index is copied first, no network is used.
+package workspace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/hostexec"
+)
+
+// Config is what Prepare needs.
+type Config struct {
+	Run hostexec.Runner
+	// Environ is the environment of git, KEY=VALUE; its GIT_ variables are left out.
+	Environ []string
+	// Home is the user's home directory, which is refused as a plain directory; may be empty.
+	Home string
+	// TempDir gets the packed history while a Source is open, up to the size of the repository; empty for the system's.
+	TempDir string
+}
+
+// Source is a directory, read and ready to be streamed. Close it.
+type Source struct {
+	// Root is what is copied: absolute, without symbolic links; the top of the work tree where Git.
+	Root string
+	// Name is the base name of Root: the guest gets it as /root/Name.
+	Name string
+	// Git tells whether Root is a git work tree.
+	Git bool
+	// Subdir is the directory that was asked for, relative to Root; "." where it is Root.
+	Subdir string
+
+	temp    string
+	entries []entry
+	bytes   int64 // of the regular files in entries
+	skipped skipped
+}
+
+// maxSkipped is how many lines api.Workspace.Skipped has at most.
+const maxSkipped = 20
+
+// skipped collects what is left behind.
+type skipped struct {
+	lines []string
+	more  int
+}
+
+func (s *skipped) add(format string, args ...any) {
+	if len(s.lines) < maxSkipped-1 {
+		s.lines = append(s.lines, fmt.Sprintf(format, args...))
+	} else {
+		s.more++
+	}
+}
+
+func (s *skipped) all() []string {
+	if s.more == 0 {
+		return s.lines
+	}
+	return append(s.lines[:len(s.lines):len(s.lines)], fmt.Sprintf("and %d more", s.more))
+}
+
+// Prepare reads the directory at path: the whole work tree where it is in one, with its history packed into a temporary
+// file. A path that cannot be a workspace, an unreadable file and a repository that is broken are a KindInvalid that
+// says what to do. What it cannot take along it lists in the Workspace that Stream returns.
+func Prepare(ctx context.Context, cfg Config, path string) (*Source, error) {
+	dir, err := resolve(path)
+	if err != nil {
+		return nil, err
+	}
+	s := &Source{Root: dir, Subdir: "."}
+	g := newGit(cfg)
+	root, err := g.findRoot(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	if root != "" {
+		if s.Subdir, err = filepath.Rel(root, dir); err != nil {
+			return nil, fmt.Errorf("copy %q: %w", path, err)
+		}
+		s.Root, s.Git = root, true
+	} else if cfg.Home != "" && sameFile(dir, cfg.Home) {
+		return nil, api.Errorf(api.KindInvalid, "copy %q: it is your home directory, with all that is in it", path).
+			WithHint("give a directory below it; single files of it go along with [[file_sync]] in config.toml")
+	}
+	if s.Root == "/" {
+		return nil, api.Errorf(api.KindInvalid, "copy %q: it is the root of the host's file system", path).
+			WithHint("give a directory below it")
+	}
+	s.Name = filepath.Base(s.Root)
+	if s.temp, err = os.MkdirTemp(cfg.TempDir, "banger-workspace-"); err != nil {
+		return nil, fmt.Errorf("copy %q: %w", path, err)
+	}
+	l := lister{git: g, source: s}
+	if s.Git {
+		err = l.workTree(ctx, "", 0)
+	} else {
+		err = l.directory(ctx)
+	}
+	if err == nil {
+		err = l.check(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// Close removes temporary files. The Source is of no use after it.
+func (s *Source) Close() error { return os.RemoveAll(s.temp) }
+
+// resolve makes a path absolute and free of symbolic links, and checks that it is a directory.
+func resolve(path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", fmt.Errorf("copy %q: %w", path, err)
+	}
+	real, err := filepath.EvalSymlinks(abs)
+	if err == nil {
+		var st os.FileInfo
+		if st, err = os.Stat(real); err == nil && !st.IsDir() {
+			return "", api.Errorf(api.KindInvalid, "copy %q: it is not a directory", path).
+				WithHint("give the directory it is in; `banger vm run %s`", filepath.Dir(path))
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", api.Errorf(api.KindInvalid, "copy %q: there is no such directory", path)
+	}
+	if err != nil {
+		return "", unreadable(path, err)
+	}
+	return real, nil
+}
+
+// unreadable is the error for something of the host that cannot be read.
+func unreadable(path string, err error) error {
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		err = pe.Err
+	}
+	out := api.Errorf(api.KindInvalid, "read %q: %w", path, err)
+	if errors.Is(err, fs.ErrPermission) {
+		return out.WithHint("make it readable for you (chmod u+r), move it out of the directory, or have git ignore it")
+	}
+	return out
+}
+
+func sameFile(a, b string) bool {
+	sa, errA := os.Stat(a)
+	sb, errB := os.Stat(b)
+	return errA == nil && errB == nil && os.SameFile(sa, sb)
+}
+
+// printable is a path for a line of text: quoted where it has to be.
+func printable(path string) string {
+	if q := fmt.Sprintf("%q", path); q != `"`+path+`"` || strings.ContainsAny(path, " \t") {
+		return q
+	}
+	return path
+}
