@@ -70,22 +70,26 @@ func (e *Engine) Start(ctx context.Context, dir string, spec vmm.Spec) (_ vmm.Ma
 		}
 	}
 	proc.undo(dir)
-	if ctx.Err() != nil {
+	var gone *vmm.GoneError
+	switch {
+	case ctx.Err() != nil:
 		err = context.Cause(ctx)
+	case errors.As(err, &gone) && gone.End != nil:
+		err = api.Errorf(api.KindUnavailable, "it ended at once (%s) %s", gone.End.Cause, gone.End.Detail)
 	}
 	return nil, fmt.Errorf("start VM %q: %w", spec.Name, err)
 }
 
-// refuseRunning refuses to start a second VM in a directory.
+// refuseRunning refuses to start a second VM in a directory. What a supervisor that was killed left running is ended.
 func refuseRunning(dir, name string) error {
 	var rec record
-	err := readJSON(dir, paths.VMSupervisor, &rec)
-	if err == nil && rec.Supervisor.alive() {
+	if readJSON(dir, paths.VMSupervisor, &rec) != nil {
+		return nil // no VM, or a file that was cut short by a crash of the host
+	}
+	if rec.Supervisor.alive() {
 		return api.Errorf(api.KindConflict, "start VM %q: it runs already", name)
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil // a file of a crash in the middle of something: it is made anew
-	}
+	endVMM(rec.VMM)
 	return nil
 }
 
@@ -193,6 +197,10 @@ func attach(ctx context.Context, dir string, log *slog.Logger) (*machine, error)
 	}
 	if !rec.Supervisor.alive() {
 		return nil, gone(dir, rec)
+	}
+	if rec.Version != ProtocolVersion {
+		return nil, api.Errorf(api.KindVersion, "the supervisor of the VM in %q speaks version %d of its protocol, this daemon %d",
+			dir, rec.Version, ProtocolVersion).WithHint("kill %d   # ends that VM", rec.Supervisor.PID)
 	}
 	d, err := openDir(dir)
 	if err != nil {
