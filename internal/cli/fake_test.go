@@ -26,13 +26,13 @@ import (
 // fakeDaemon is banger's API over a unix socket, with VMs that are entries of a map and whose
 // commands run on the host. It keeps what its clients did to it.
 type fakeDaemon struct {
-	t       *testing.T
-	socket  string
-	procs   *process.Manager
-	server  *http.Server
-	version string // what it answers as its API version
+	t      *testing.T
+	socket string
+	procs  *process.Manager
+	server *http.Server
 
 	mu       sync.Mutex // guards what follows
+	version  string     // what it answers as its API version
 	vms      map[string]*api.VM
 	owners   map[string]*api.Owner
 	images   []api.Image
@@ -142,10 +142,11 @@ func (d *fakeDaemon) handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		d.mu.Lock()
 		d.requests = append(d.requests, r.Method+" "+r.URL.Path)
+		version := d.version
 		d.mu.Unlock()
-		w.Header().Set(api.HeaderAPIVersion, d.version)
+		w.Header().Set(api.HeaderAPIVersion, version)
 		w.Header().Set(api.HeaderBuildVersion, "fake")
-		if v := r.Header.Get(api.HeaderAPIVersion); v != d.version {
+		if v := r.Header.Get(api.HeaderAPIVersion); v != version {
 			w.WriteHeader(api.KindVersion.Status())
 			json.NewEncoder(w).Encode(api.ErrorReply{Error: api.Errorf(api.KindVersion, "versions differ")})
 			return
@@ -161,7 +162,9 @@ type handleFunc = func(pattern string, h func(r *http.Request) (int, any, error)
 
 func (d *fakeDaemon) daemonRoutes(handle handleFunc) {
 	handle("GET /v1/daemon", func(*http.Request) (int, any, error) {
+		d.mu.Lock()
 		v, _ := strconv.Atoi(d.version)
+		d.mu.Unlock()
 		return 200, api.DaemonStatus{PID: 4711, Version: "fake", APIVersion: v, Socket: d.socket, UptimeSeconds: 61.5, Engine: "qemu"}, nil
 	})
 	handle("POST /v1/daemon/stop", func(*http.Request) (int, any, error) {
@@ -414,7 +417,7 @@ func (d *fakeDaemon) exec(w http.ResponseWriter, r *http.Request) {
 		d.t.Error(err)
 		return
 	}
-	fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: banger-exec\r\n%s: %s\r\n\r\n", api.HeaderAPIVersion, d.version)
+	fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: banger-exec\r\n%s: %d\r\n\r\n", api.HeaderAPIVersion, api.Version)
 	if rw.Reader.Buffered() > 0 {
 		d.t.Error("the client sent frames before the upgrade was answered")
 	}

@@ -290,6 +290,8 @@ func TestInterruptGoesToTheCommand(t *testing.T) {
 		t.Errorf("status %d, stdout %q, stderr %q, left %q", code, out.String(), a.err.String(), d)
 	}
 	// A command that does not listen: the second one ends the run.
+	out = &gateWriter{on: make(chan struct{}, 1)}
+	a.Out = out
 	go func() {
 		<-out.on
 		a.interrupt()
