@@ -428,3 +428,39 @@ func TestParseContentRange(t *testing.T) {
 		}
 	}
 }
+
+func TestPrune(t *testing.T) {
+	f := newFixture(t)
+	f.Publish(suite())
+	x := f.index(t)
+	var paths []string
+	for _, p := range x {
+		path, err := f.Download(t.Context(), p, progress.Discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		paths = append(paths, path)
+	}
+	f.Prune(paths[1], func(name string) bool { return strings.HasPrefix(name, "a_") })
+	left, err := filepath.Glob(filepath.Join(f.dir, "pool", "*"))
+	if err != nil || len(left) != 2 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	for _, path := range paths[1:] {
+		if _, err := os.Stat(path); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestSecurityFor(t *testing.T) {
+	f := newFixture(t)
+	f.Publish(suite(func(s *debtest.Suite) { s.Codename = "trixie-security" }))
+	m := Mirrors{Security: []string{"http://127.0.0.1:1/x", f.URL + "/nothing", f.URL}}
+	got, err := m.SecurityFor(t.Context(), NewHTTPClient(), "trixie")
+	if err != nil || got != f.URL {
+		t.Errorf("got %q, %v", got, err)
+	}
+	_, err = m.SecurityFor(t.Context(), NewHTTPClient(), "bookworm")
+	wantError(t, err, "127.0.0.1:1", "HTTP status 404")
+}

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strings"
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/progress"
@@ -31,6 +32,22 @@ func (c *Client) Download(ctx context.Context, p Package, rep progress.Reporter)
 		return "", err
 	}
 	return dst, nil
+}
+
+// Prune removes downloaded packages from the cache, and parts of them: those whose file name, "NAME_VERSION_ARCH.deb", drop
+// accepts. The file at the path keep stays.
+func (c *Client) Prune(keep string, drop func(name string) bool) {
+	dir := filepath.Join(c.cfg.CacheDir, "pool")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		_, name, ok := strings.Cut(e.Name(), "_") // the digest before it
+		if ok && drop(strings.TrimSuffix(name, ".part")) && e.Name() != filepath.Base(keep) {
+			_ = os.Remove(filepath.Join(dir, e.Name())) // a cache: what stays only takes room
+		}
+	}
 }
 
 // fetch brings the file with the given sum to dst. What was received of it is kept as dst.part until it is complete.
@@ -52,7 +69,7 @@ func (c *Client) fetch(ctx context.Context, addr, dst string, sum fileSum, rep p
 	part := dst + ".part"
 	for fresh := false; ; fresh = true {
 		resumed := false
-		err := c.retry(ctx, func() error {
+		err := c.retry(ctx, 4, func() error {
 			did, err := c.transfer(ctx, addr, part, sum, rep)
 			resumed = resumed || did
 			return err
@@ -111,8 +128,8 @@ func (c *Client) transfer(ctx context.Context, addr, part string, sum fileSum, r
 	if have > sum.size {
 		have = 0
 	}
-	if have == sum.size {
-		return have > 0, local0(f.Truncate(have), local)
+	if have == sum.size && have > 0 {
+		return true, nil
 	}
 	b, err := c.get(ctx, addr, have)
 	if isRangeError(err) {
@@ -143,15 +160,10 @@ func (c *Client) transfer(ctx context.Context, addr, part string, sum fileSum, r
 	case err != nil:
 		return have > 0, err
 	}
-	return have > 0, local0(f.Sync(), local)
-}
-
-// local0 wraps err unless it is nil.
-func local0(err error, wrap func(error) error) error {
-	if err == nil {
-		return nil
+	if err := f.Sync(); err != nil {
+		return have > 0, local(err)
 	}
-	return wrap(err)
+	return have > 0, nil
 }
 
 func isRangeError(err error) bool {

@@ -75,10 +75,7 @@ func (c *Client) get(ctx context.Context, addr string, offset int64) (*body, err
 	}
 	resp, err := c.cfg.HTTP.Do(req)
 	if err != nil {
-		if ue := (*url.Error)(nil); errors.As(err, &ue) {
-			err = ue.Err // the address is in the error's text already
-		}
-		return fail(err)
+		return fail(plain(err))
 	}
 	b := &body{ReadCloser: resp.Body, cancel: cancel, ctx: ctx, timer: timer, idle: c.cfg.Idle, total: resp.ContentLength}
 	timer.Reset(c.cfg.Idle)
@@ -93,6 +90,14 @@ func (c *Client) get(ctx context.Context, addr string, offset int64) (*body, err
 	}
 	_ = b.Close()
 	return nil, &statusError{resp.StatusCode}
+}
+
+// plain returns the cause of an HTTP client's error; the address is in the texts of this package's errors already.
+func plain(err error) error {
+	if ue := (*url.Error)(nil); errors.As(err, &ue) {
+		return ue.Err
+	}
+	return err
 }
 
 // parseContentRange parses "bytes first-last/total"; total is -1 for "*".
@@ -117,7 +122,7 @@ func parseContentRange(s string) (first, total int64, ok bool) {
 // getSmall fetches a file of at most limit bytes.
 func (c *Client) getSmall(ctx context.Context, addr string, limit int64) ([]byte, error) {
 	var data []byte
-	err := c.retry(ctx, func() error {
+	err := c.retry(ctx, 2, func() error {
 		b, err := c.get(ctx, addr, 0)
 		if err != nil {
 			return err
@@ -140,11 +145,8 @@ type permanentError struct{ error }
 
 func (e *permanentError) Unwrap() error { return e.error }
 
-// attempts is how often a transfer is tried.
-const attempts = 4
-
 // retry calls try until it succeeds, fails for good, or has been tried often enough.
-func (c *Client) retry(ctx context.Context, try func() error) error {
+func (c *Client) retry(ctx context.Context, attempts int, try func() error) error {
 	for n := 1; ; n++ {
 		err := try()
 		if err == nil || n == attempts || !transient(err) || ctx.Err() != nil {

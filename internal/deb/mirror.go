@@ -2,7 +2,10 @@ package deb
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"io/fs"
+	"net/http"
 	"net/url"
 	"path"
 	"slices"
@@ -39,6 +42,32 @@ func ChooseMirrors(configured string, host fs.FS) Mirrors {
 		main = PublicMirror
 	}
 	return Mirrors{Main: main, Security: unique(security, beside(main), PublicSecurity)}
+}
+
+// SecurityFor returns the first of the security archives that has a release, such as "bookworm". It is for programs that are given
+// one address and verify what they find there themselves; nothing is verified here.
+func (m Mirrors) SecurityFor(ctx context.Context, client *http.Client, codename string) (string, error) {
+	var errs []error
+	for _, mirror := range m.Security {
+		addr := mirror + "/dists/" + codename + "-security/InRelease"
+		req, err := http.NewRequestWithContext(ctx, http.MethodHead, addr, nil)
+		if err != nil {
+			return "", err
+		}
+		resp, err := client.Do(req)
+		if err == nil {
+			_ = resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return mirror, nil
+			}
+			err = &statusError{resp.StatusCode}
+		}
+		errs = append(errs, unreachable(ctx, addr, plain(err)))
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return "", errors.Join(errs...)
 }
 
 // beside returns the security archive as mirrors of both lay it out; empty where main is not laid out so, and for

@@ -51,7 +51,8 @@ func (c *Client) Release(ctx context.Context, archive, codename string) (*Releas
 	text, err := verify(data, c.cfg.Keyring, c.cfg.Now())
 	if err != nil {
 		return nil, api.Errorf(api.KindUnavailable, "verify %s: %w", addr, err).
-			WithHint("the mirror, or something between it and this host, serves a file that Debian did not sign: name another mirror as debian_mirror in the configuration")
+			WithHint("check this host's clock (it says %s); if that is right, the mirror or something between it and this host serves a file that Debian did not sign: name another mirror as debian_mirror in the configuration",
+				c.cfg.Now().Format(time.DateOnly))
 	}
 	rel, validUntil, err := parseRelease(text)
 	if err != nil {

@@ -38,7 +38,7 @@ const (
 )
 
 // build makes a kernel of a package file and puts it into the store.
-func (s *Store) build(ctx context.Context, file string, k api.Kernel, rep progress.Reporter) (_ api.Kernel, err error) {
+func (s *Store) build(ctx context.Context, file string, k api.Kernel, rep progress.Reporter) (api.Kernel, error) {
 	if err := os.MkdirAll(s.cfg.Dir, 0o700); err != nil {
 		return api.Kernel{}, err
 	}
@@ -46,7 +46,11 @@ func (s *Store) build(ctx context.Context, file string, k api.Kernel, rep progre
 	if err != nil {
 		return api.Kernel{}, err
 	}
-	defer func() { err = cmp.Or(err, os.RemoveAll(tmp)) }()
+	defer func() {
+		if rerr := os.RemoveAll(tmp); rerr != nil {
+			s.cfg.Log.Warn("cannot remove a temporary directory; the next start does", "path", tmp, "error", rerr.Error())
+		}
+	}()
 	b := &builder{stage: filepath.Join(tmp, "stage"), out: filepath.Join(tmp, "kernel"), rep: rep}
 	if err := errors.Join(os.Mkdir(b.stage, 0o700), os.Mkdir(b.out, 0o755)); err != nil {
 		return api.Kernel{}, err

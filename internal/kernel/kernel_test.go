@@ -264,6 +264,9 @@ func TestPullAgain(t *testing.T) {
 	if newer.Release != "6.12.10-cloud-amd64" || newer.Digest == k.Digest {
 		t.Errorf("got %+v", newer)
 	}
+	if left, _ := filepath.Glob(filepath.Join(f.dir, "deb", "pool", "*")); len(left) != 1 || !strings.Contains(left[0], "6.12.10") {
+		t.Errorf("packages in the cache: %v", left)
+	}
 	if _, err := f.Files(t.Context(), k.Digest); err != nil {
 		t.Error(err)
 	}

@@ -24,7 +24,7 @@ func (s *Store) Pull(ctx context.Context, name string, rep progress.Reporter) (a
 	case s.pull <- struct{}{}:
 		defer func() { <-s.pull }()
 	case <-ctx.Done():
-		return api.Kernel{}, fmt.Errorf("pull kernel %q: %w", name, context.Cause(ctx))
+		return api.Kernel{}, s.explain(ctx, name, context.Cause(ctx))
 	}
 	k, err := s.pullRecipe(ctx, r, rep)
 	if err != nil {
@@ -62,8 +62,12 @@ func (s *Store) pullRecipe(ctx context.Context, r recipe, rep progress.Reporter)
 	if err != nil {
 		return api.Kernel{}, err
 	}
-	return s.build(ctx, file, api.Kernel{Name: r.name, Description: r.description, Arch: "x86_64", Package: label,
+	k, err := s.build(ctx, file, api.Kernel{Name: r.name, Description: r.description, Arch: "x86_64", Package: label,
 		Source: pkg.URL(), Local: true}, rep)
+	if err == nil {
+		s.deb.Prune(file, func(name string) bool { return strings.HasPrefix(name, r.prefix) })
+	}
+	return k, err
 }
 
 // have returns the kernel made of a package if the store has it undamaged.
@@ -102,7 +106,7 @@ func (s *Store) findPackage(ctx context.Context, r recipe, rep progress.Reporter
 	index = append(index, security...)
 	meta, ok := index.Newest(r.meta, deb.Relation{})
 	if !ok {
-		return deb.Package{}, fmt.Errorf("find package %q: it is not in %s", r.meta, r.suite)
+		return deb.Package{}, s.incomplete("find package %q: it is not in %s", r.meta, r.suite)
 	}
 	depends, err := deb.ParseRelations(meta.Depends)
 	if err != nil {
@@ -114,14 +118,20 @@ func (s *Store) findPackage(ctx context.Context, r recipe, rep progress.Reporter
 				continue
 			}
 			if !strings.HasPrefix(rel.Name, r.prefix) {
-				return deb.Package{}, fmt.Errorf("find package: %s %s is of %q, not of %s", meta.Name, meta.Version, rel.Name, r.name)
+				return deb.Package{}, s.incomplete("find package: %s %s is of %q, not of %s", meta.Name, meta.Version, rel.Name, r.name)
 			}
 			if pkg, ok := index.Newest(rel.Name, rel); ok {
 				return pkg, nil
 			}
 		}
 	}
-	return deb.Package{}, fmt.Errorf("find package: %s %s depends on %q, none of which is in %s", meta.Name, meta.Version, meta.Depends, r.suite)
+	return deb.Package{}, s.incomplete("find package: %s %s depends on %q, none of which is in %s", meta.Name, meta.Version, meta.Depends, r.suite)
+}
+
+// incomplete is the error of an archive that is signed but lacks what should be in it.
+func (s *Store) incomplete(format string, args ...any) error {
+	return api.Errorf(api.KindUnavailable, format, args...).
+		WithHint("%s does not carry what Debian does: name another mirror as debian_mirror in the configuration", s.cfg.Mirrors.Main)
 }
 
 // security returns the packages of the security archive, from the first address that answers. Where none does, the release itself must
