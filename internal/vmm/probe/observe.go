@@ -2,129 +2,148 @@ package probe
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"git.thaloco.com/thaloco/banger/internal/hostexec"
 )
 
-// kvmGetAPIVersion is KVM_GET_API_VERSION of linux/kvm.h: _IO(0xAE, 0x00).
-const kvmGetAPIVersion = 0xAE00
+const (
+	qemuProgram = "qemu-system-x86_64"
+	// versionTimeout is how long a program may take to tell its version.
+	versionTimeout = 10 * time.Second
+	// maxProc is how much of a file under /proc or /etc is read, in bytes.
+	maxProc = 1 << 20
+)
 
-// Choose observes this host and decides.
-func Choose(ctx context.Context, cfg Config) (Decision, error) {
-	if err := ctx.Err(); err != nil {
-		return Decision{}, err
+// Requests to /dev/kvm (linux/kvm.h).
+const (
+	kvmGetAPIVersion = 0xae00
+	kvmCreateVM      = 0xae01
+)
+
+// Observe looks at this host. qemuBin is the configured path of QEMU, empty for that of PATH. It takes some 50 ms
+// and changes nothing.
+func Observe(ctx context.Context, qemuBin string) Observations {
+	o := Observations{Arch: runtime.GOARCH, QEMU: Program{Configured: qemuBin}}
+	o.observeKVM()
+	o.observeQEMU(ctx, qemuBin)
+	o.CPUFlags = fromFile("/proc/cpuinfo", parseFlags)
+	o.Distro = fromFile("/etc/os-release", parseOSRelease)
+	modules, _ := filepath.Glob("/sys/module/kvm*") // its only error is a bad pattern
+	for _, m := range modules {
+		o.Modules = append(o.Modules, filepath.Base(m))
 	}
-	return Decide(cfg, Observe(cfg))
-}
-
-// Observe looks at this host. It takes well under a millisecond, and changes nothing.
-func Observe(cfg Config) Observations {
-	o := Observations{Arch: runtime.GOARCH, CPUFlags: cpuFlags(), Modules: kvmModules(), Distro: distro()}
-	o.KVMOpen, o.KVMVersion = openKVM("/dev/kvm")
-	o.QEMU, o.QEMUErr = findProgram(cfg.QEMUBin, "qemu-system-x86_64")
-	o.Firecracker, _ = findProgram(cfg.FirecrackerBin, "firecracker")
 	return o
 }
 
-func findProgram(configured, name string) (path, problem string) {
-	if configured == "" {
-		p, err := hostexec.Runner{}.LookPath(name)
-		if err != nil {
-			return "", ""
-		}
-		if abs, err := filepath.Abs(p); err == nil {
-			return abs, ""
-		}
-		return "", ""
-	}
-	st, err := os.Stat(configured)
-	switch {
-	case err != nil:
-		return "", err.Error()
-	case st.IsDir() || st.Mode()&0o111 == 0:
-		return "", configured + " is not a program"
-	case !filepath.IsAbs(configured):
-		return "", configured + " is not an absolute path"
-	}
-	return configured, ""
-}
-
-func openKVM(path string) (problem string, version int) {
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
-	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV):
-		return "missing", 0
-	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return "denied", 0
-	case err != nil:
-		return err.Error(), 0
-	}
-	defer func() { _ = unix.Close(fd) }()
-	v, err := unix.IoctlRetInt(fd, kvmGetAPIVersion)
+// observeKVM opens /dev/kvm and makes a VM, which vanishes with its descriptor.
+func (o *Observations) observeKVM() {
+	fd, err := unix.Open("/dev/kvm", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return "", 0
+		o.KVMOpen = errnoName(err)
+		return
 	}
-	return "", v
-}
-
-func cpuFlags() []string {
-	f, err := os.Open("/proc/cpuinfo")
+	defer unix.Close(fd)
+	version, err := unix.IoctlRetInt(fd, kvmGetAPIVersion)
 	if err != nil {
-		return nil
+		return
 	}
-	defer func() { _ = f.Close() }()
-	return parseCPUFlags(bufio.NewReader(f))
-}
-
-// parseCPUFlags reads the flags of the first CPU and keeps those Decide looks at.
-func parseCPUFlags(r *bufio.Reader) []string {
-	for {
-		line, err := r.ReadString('\n')
-		if rest, ok := strings.CutPrefix(line, "flags"); ok {
-			_, list, _ := strings.Cut(rest, ":")
-			return slices.DeleteFunc(strings.Fields(list), func(f string) bool {
-				return f != "vmx" && f != "svm" && f != "hypervisor"
-			})
-		}
-		if err != nil {
-			return nil
-		}
-	}
-}
-
-func kvmModules() []string {
-	b, err := os.ReadFile("/proc/modules")
+	o.KVMVersion = version
+	vm, err := unix.IoctlRetInt(fd, kvmCreateVM)
 	if err != nil {
-		return nil
+		o.KVMCreate = errnoName(err)
+		return
 	}
-	var out []string
-	for line := range bytes.Lines(b) {
-		if name, _, _ := strings.Cut(string(line), " "); strings.HasPrefix(name, "kvm") {
-			out = append(out, name)
-		}
-	}
-	return out
+	_ = unix.Close(vm)
 }
 
-func distro() string {
-	b, err := os.ReadFile("/etc/os-release")
-	if err != nil {
-		return ""
-	}
-	for line := range strings.Lines(string(b)) {
-		if id, ok := strings.CutPrefix(line, "ID="); ok {
-			return strings.Trim(strings.TrimSpace(id), `"'`)
+func errnoName(err error) string {
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		if name := unix.ErrnoName(errno); name != "" {
+			return name
 		}
+	}
+	return err.Error()
+}
+
+func (o *Observations) observeQEMU(ctx context.Context, qemuBin string) {
+	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
+	defer cancel()
+	var run hostexec.Runner
+	name := qemuBin
+	if name == "" {
+		name = qemuProgram
+	}
+	path, err := run.LookPath(name)
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err != nil {
+		return
+	}
+	o.QEMU.Path = path
+	out, err := run.Output(ctx, hostexec.Cmd{Argv: []string{path, "--version"}, Env: []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"}})
+	if err == nil {
+		o.QEMU.Version = qemuVersion(string(out))
+	}
+}
+
+var versionLine = regexp.MustCompile(`^QEMU emulator version ([0-9]+\.[0-9]+[0-9.]*)`)
+
+// qemuVersion finds the version in what qemu --version prints.
+func qemuVersion(out string) string {
+	if m := versionLine.FindStringSubmatch(out); m != nil {
+		return m[1]
 	}
 	return ""
+}
+
+// fromFile parses a file; nil where it is not there.
+func fromFile(path string, parse func(io.Reader) []string) []string {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	return parse(io.LimitReader(f, maxProc))
+}
+
+// parseFlags returns the flags of the first CPU in the text of /proc/cpuinfo.
+func parseFlags(r io.Reader) []string {
+	sc := bufio.NewScanner(r)
+	for sc.Scan() {
+		if key, value, ok := strings.Cut(sc.Text(), ":"); ok && strings.TrimSpace(key) == "flags" {
+			return strings.Fields(value)
+		}
+	}
+	return nil
+}
+
+// parseOSRelease returns ID and ID_LIKE of the text of /etc/os-release.
+func parseOSRelease(r io.Reader) []string {
+	var id, like []string
+	sc := bufio.NewScanner(r)
+	for sc.Scan() {
+		key, value, _ := strings.Cut(sc.Text(), "=")
+		value = strings.Trim(strings.TrimSpace(value), `"'`)
+		switch key {
+		case "ID":
+			id = strings.Fields(value)
+		case "ID_LIKE":
+			like = strings.Fields(value)
+		}
+	}
+	return slices.Concat(id, like)
 }

@@ -1,105 +1,147 @@
 package probe
 
 import (
-	"bufio"
+	"context"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"git.thaloco.com/thaloco/banger/api"
 )
 
-func TestDecide(t *testing.T) {
-	const qemu = "/usr/bin/qemu-system-x86_64"
-	kvmHost := Observations{Arch: "amd64", KVMVersion: 12, CPUFlags: []string{"vmx"}, Modules: []string{"kvm_intel", "kvm"}, QEMU: qemu, Distro: "debian"}
-	with := func(change func(*Observations)) Observations {
-		o := kvmHost
-		change(&o)
-		return o
+// good is a host on which everything works.
+func good() Observations {
+	return Observations{
+		Arch: "amd64", KVMVersion: 12, CPUFlags: []string{"fpu", "vmx"}, Modules: []string{"kvm", "kvm_intel"},
+		QEMU: Program{Path: "/usr/bin/qemu-system-x86_64", Version: "7.2.22"}, Distro: []string{"debian"},
 	}
-	for _, tc := range []struct {
-		name   string
-		cfg    Config
-		o      Observations
-		accel  string // empty where an error is wanted
-		reason string
-		hint   string
-		kind   api.ErrorKind
+}
+
+func TestDecideAccel(t *testing.T) {
+	tests := map[string]struct {
+		host   func(*Observations)
+		accel  string
+		reason string // part of it
+		hint   string // part of the only one; empty for none
 	}{
-		{name: "normal KVM", o: kvmHost, accel: "kvm", reason: "usable"},
-		{name: "AMD", o: with(func(o *Observations) { o.CPUFlags = []string{"svm"} }), accel: "kvm"},
-		{name: "nested with flags", o: with(func(o *Observations) { o.CPUFlags = []string{"vmx", "hypervisor"} }), accel: "kvm"},
-		{name: "permission missing", o: with(func(o *Observations) { o.KVMOpen, o.KVMVersion = "denied", 0 }), accel: "tcg", reason: "may not", hint: "usermod -aG kvm"},
-		{name: "no /dev/kvm, modules not loaded", o: with(func(o *Observations) { o.KVMOpen, o.KVMVersion, o.Modules = "missing", 0, nil }), accel: "tcg", reason: "no /dev/kvm", hint: "modprobe"},
-		{name: "no /dev/kvm, cloud VM", o: with(func(o *Observations) {
-			o.KVMOpen, o.KVMVersion, o.CPUFlags = "missing", 0, []string{"hypervisor"}
-		}), accel: "tcg", reason: "nested", hint: "nested"},
-		{name: "no /dev/kvm, firmware", o: with(func(o *Observations) { o.KVMOpen, o.KVMVersion, o.CPUFlags = "missing", 0, nil }), accel: "tcg", hint: "firmware"},
-		{name: "opens without flags", o: with(func(o *Observations) { o.CPUFlags = []string{"hypervisor"} }), accel: "tcg", reason: "neither vmx nor svm", hint: "nested"},
-		{name: "kvm_pvm", o: with(func(o *Observations) { o.Modules = []string{"kvm_pvm", "kvm"} }), accel: "tcg", reason: "kvm_pvm"},
-		{name: "strange version", o: with(func(o *Observations) { o.KVMVersion = 3 }), accel: "tcg", reason: "version 3"},
-		{name: "busy", o: with(func(o *Observations) { o.KVMOpen = "device or resource busy" }), accel: "tcg", reason: "busy"},
-		{name: "qemu asked for", cfg: Config{Engine: "qemu"}, o: kvmHost, accel: "kvm"},
-		{name: "firecracker asked for", cfg: Config{Engine: "firecracker"}, o: kvmHost, kind: api.KindUnavailable, hint: "auto"},
-		{name: "nonsense asked for", cfg: Config{Engine: "vbox"}, o: kvmHost, kind: api.KindInvalid, hint: "qemu"},
-		{name: "no QEMU", o: with(func(o *Observations) { o.QEMU = "" }), kind: api.KindUnavailable, hint: "apt-get install qemu-system-x86"},
-		{name: "no QEMU on Fedora", o: with(func(o *Observations) { o.QEMU, o.Distro = "", "fedora" }), kind: api.KindUnavailable, hint: "dnf"},
-		{name: "configured QEMU is gone", o: with(func(o *Observations) { o.QEMU, o.QEMUErr = "", "stat /x: no such file" }), kind: api.KindUnavailable, hint: "qemu_bin"},
-		{name: "ARM", o: with(func(o *Observations) { o.Arch = "arm64" }), kind: api.KindUnavailable},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			d, err := Decide(tc.cfg, tc.o)
-			if tc.accel == "" {
-				if api.KindOf(err) != tc.kind || !strings.Contains(api.AsError(err).Hint, tc.hint) {
-					t.Errorf("error %v (%s), hint %q; want %s with %q", err, api.KindOf(err), api.AsError(err).Hint, tc.kind, tc.hint)
+		"intel":              {func(*Observations) {}, KVM, "", ""},
+		"amd":                {func(o *Observations) { o.CPUFlags, o.Modules = []string{"svm"}, []string{"kvm", "kvm_amd"} }, KVM, "", ""},
+		"kvm built in":       {func(o *Observations) { o.Modules = nil }, KVM, "", ""},
+		"nested with flags":  {func(o *Observations) { o.CPUFlags = []string{"hypervisor", "vmx"} }, KVM, "", ""},
+		"permission missing": {func(o *Observations) { o.KVMOpen, o.KVMVersion = "EACCES", 0 }, TCG, "may not open", "usermod -aG kvm"},
+		"no device, intel":   {func(o *Observations) { o.KVMOpen, o.KVMVersion = "ENOENT", 0 }, TCG, "no /dev/kvm", "modprobe kvm_intel"},
+		"no device, amd": {func(o *Observations) { o.KVMOpen, o.KVMVersion, o.CPUFlags = "ENOENT", 0, []string{"svm"} },
+			TCG, "no /dev/kvm", "modprobe kvm_amd"},
+		"module not loaded": {func(o *Observations) { o.KVMOpen, o.KVMVersion = "ENXIO", 0 }, TCG, "module is not loaded", "modprobe kvm_intel"},
+		"odd errno":         {func(o *Observations) { o.KVMOpen, o.KVMVersion = "EIO", 0 }, TCG, "EIO", ""},
+		"pvm with flags": {func(o *Observations) { o.Modules = []string{"kvm", "kvm_pvm"} },
+			TCG, "kvm_pvm", ""},
+		"pvm without flags": {func(o *Observations) { o.Modules, o.CPUFlags = []string{"kvm", "kvm_pvm"}, nil }, TCG, "kvm_pvm", ""},
+		"nested without flags": {func(o *Observations) { o.CPUFlags = []string{"hypervisor"} },
+			TCG, "a VM itself", "nested virtualization"},
+		"off in the firmware": {func(o *Observations) { o.CPUFlags = []string{"fpu"} }, TCG, "no virtualization", "firmware"},
+		"old interface":       {func(o *Observations) { o.KVMVersion = 11 }, TCG, "version 11", ""},
+		"no answer":           {func(o *Observations) { o.KVMVersion = 0 }, TCG, "version 0", ""},
+		"virtualbox runs":     {func(o *Observations) { o.KVMCreate = "EBUSY" }, TCG, "another hypervisor", "other hypervisor"},
+		"creates no VM":       {func(o *Observations) { o.KVMCreate = "ENOMEM" }, TCG, "ENOMEM", ""},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			o := good()
+			tt.host(&o)
+			for _, engine := range []string{Auto, QEMU} {
+				d, err := Decide(engine, o)
+				if err != nil {
+					t.Fatal(err)
 				}
-				return
-			}
-			if err != nil || d.Engine != "qemu" || d.Accel != tc.accel || d.Binary != qemu {
-				t.Fatalf("decided %+v, %v; want %s", d, err, tc.accel)
-			}
-			if !strings.Contains(d.Reason, tc.reason) || !strings.Contains(strings.Join(d.Hints, "\n"), tc.hint) {
-				t.Errorf("reason %q, hints %q; want %q and %q", d.Reason, d.Hints, tc.reason, tc.hint)
+				if d.Engine != QEMU || d.Accel != tt.accel || d.Binary != o.QEMU.Path {
+					t.Errorf("%s gives %+v", engine, d)
+				}
+				if (d.Reason == "") != (tt.accel == KVM) || !strings.Contains(d.Reason, tt.reason) {
+					t.Errorf("reason %q, want %q in it", d.Reason, tt.reason)
+				}
+				if hints := strings.Join(d.Hints, "\n"); (hints == "") != (tt.hint == "") || !strings.Contains(hints, tt.hint) {
+					t.Errorf("hints %q, want %q", hints, tt.hint)
+				}
 			}
 		})
 	}
 }
 
-func TestParseCPUFlags(t *testing.T) {
-	text := "processor\t: 0\nflags\t\t: fpu vme svm hypervisor lm\n\nprocessor\t: 1\nflags\t\t: vmx\n"
-	if got := parseCPUFlags(bufio.NewReader(strings.NewReader(text))); !slices.Equal(got, []string{"svm", "hypervisor"}) {
-		t.Errorf("flags %v", got)
+func TestDecideRefuses(t *testing.T) {
+	tests := map[string]struct {
+		engine string
+		host   func(*Observations)
+		kind   api.ErrorKind
+		text   string // part of message and hint
+	}{
+		"firecracker":       {Firecracker, func(*Observations) {}, api.KindUnavailable, "not available in this build"},
+		"unknown engine":    {"xen", func(*Observations) {}, api.KindInvalid, `"xen"`},
+		"arm":               {Auto, func(o *Observations) { o.Arch = "arm64" }, api.KindUnavailable, "x86-64"},
+		"no qemu on debian": {Auto, func(o *Observations) { o.QEMU = Program{} }, api.KindUnavailable, "sudo apt-get install qemu-system-x86"},
+		"no qemu on mint": {Auto, func(o *Observations) { o.QEMU, o.Distro = Program{}, []string{"linuxmint", "ubuntu", "debian"} },
+			api.KindUnavailable, "sudo apt-get install qemu-system-x86"},
+		"no qemu on fedora": {Auto, func(o *Observations) { o.QEMU, o.Distro = Program{}, []string{"fedora"} }, api.KindUnavailable, "dnf install"},
+		"no qemu on nixos":  {Auto, func(o *Observations) { o.QEMU, o.Distro = Program{}, []string{"nixos"} }, api.KindUnavailable, "install the package"},
+		"qemu_bin wrong": {Auto, func(o *Observations) { o.QEMU = Program{Configured: "/opt/nosuch"} }, api.KindUnavailable, `qemu_bin "/opt/nosuch"`},
+		"old qemu":       {QEMU, func(o *Observations) { o.QEMU.Version = "5.2.0" }, api.KindUnavailable, "5.2.0"},
+		"not a qemu":     {QEMU, func(o *Observations) { o.QEMU.Version = "" }, api.KindUnavailable, "--version"},
 	}
-	if got := parseCPUFlags(bufio.NewReader(strings.NewReader("nothing"))); got != nil {
-		t.Errorf("flags %v of a file without", got)
-	}
-}
-
-func TestFindProgram(t *testing.T) {
-	dir := t.TempDir()
-	prog, plain := filepath.Join(dir, "prog"), filepath.Join(dir, "plain")
-	for path, mode := range map[string]os.FileMode{prog: 0o755, plain: 0o644} {
-		if err := os.WriteFile(path, nil, mode); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, tc := range []struct{ configured, path, problem string }{
-		{prog, prog, ""}, {plain, "", "not a program"}, {dir, "", "not a program"}, {filepath.Join(dir, "none"), "", "no such file"},
-	} {
-		path, problem := findProgram(tc.configured, "ignored")
-		if path != tc.path || !strings.Contains(problem, tc.problem) || (tc.problem == "") != (problem == "") {
-			t.Errorf("findProgram(%q) = %q, %q", tc.configured, path, problem)
-		}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			o := good()
+			tt.host(&o)
+			d, err := Decide(tt.engine, o)
+			if err == nil {
+				t.Fatalf("it gives %+v", d)
+			}
+			e := api.AsError(err)
+			if e.Kind != tt.kind || !strings.Contains(e.Message+"\n"+e.Hint, tt.text) {
+				t.Errorf("it gives %s %q, hint %q", e.Kind, e.Message, e.Hint)
+			}
+		})
 	}
 }
 
 func TestObserve(t *testing.T) {
-	if o := Observe(Config{}); o.Arch == "" {
-		t.Errorf("observed %+v", o)
+	bin := filepath.Join(t.TempDir(), "qemu")
+	if err := os.WriteFile(bin, []byte("#!/bin/sh\necho 'QEMU emulator version 8.0.1 (of the test)'\n"), 0o700); err != nil {
+		t.Fatal(err)
 	}
-	if problem, _ := openKVM(filepath.Join(t.TempDir(), "none")); problem != "missing" {
-		t.Errorf("a device that is not there: %q", problem)
+	o := Observe(context.Background(), bin)
+	if want := (Program{Path: bin, Version: "8.0.1", Configured: bin}); o.QEMU != want {
+		t.Errorf("the program is %+v, want %+v", o.QEMU, want)
+	}
+	if o.Arch == "" || len(o.CPUFlags) == 0 {
+		t.Errorf("the host is %+v", o)
+	}
+	if o.KVMOpen == "" && o.KVMVersion != kvmAPIVersion {
+		t.Errorf("/dev/kvm opened and answered %d", o.KVMVersion)
+	}
+	if o := Observe(context.Background(), bin+"-not-there"); o.QEMU.Path != "" {
+		t.Errorf("a program that is not there is %+v", o.QEMU)
+	}
+}
+
+func TestParse(t *testing.T) {
+	for out, want := range map[string]string{
+		"QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\nCopyright": "7.2.22",
+		"QEMU emulator version 9.1.0-rc1\n":                                          "9.1.0",
+		"hello":                                                                      "",
+	} {
+		if got := qemuVersion(out); got != want {
+			t.Errorf("qemuVersion(%q) = %q, want %q", out, got, want)
+		}
+	}
+	release := "NAME=\"Linux Mint\"\nID=linuxmint\nID_LIKE=\"ubuntu debian\"\n"
+	if diff := cmp.Diff([]string{"linuxmint", "ubuntu", "debian"}, parseOSRelease(strings.NewReader(release))); diff != "" {
+		t.Error(diff)
+	}
+	cpuinfo := "processor\t: 0\nflags\t\t: fpu svm\n\nprocessor\t: 1\nflags\t\t: other\n"
+	if diff := cmp.Diff([]string{"fpu", "svm"}, parseFlags(strings.NewReader(cpuinfo))); diff != "" {
+		t.Error(diff)
 	}
 }
