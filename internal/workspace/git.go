@@ -135,7 +135,11 @@ func looksLikeRepository(root string) bool {
 
 // broken is the error for a repository git cannot read.
 func (g git) broken(root, ref, said string) error {
-	said, _, _ = strings.Cut(strings.TrimPrefix(strings.TrimSpace(said), "fatal: "), "\n")
+	said = strings.TrimSpace(said)
+	if _, fatal, ok := strings.Cut(said, "fatal: "); ok { // what comes before are warnings
+		said = fatal
+	}
+	said, _, _ = strings.Cut(said, "\n")
 	return api.Errorf(api.KindInvalid, "read %s of the git repository %q: %s", ref, root, said).
 		WithHint("`git -C %s fsck` shows what is wrong; `git -C %s symbolic-ref HEAD refs/heads/BRANCH` sets HEAD to a branch", root, root)
 }

@@ -53,7 +53,9 @@ func (r *repo) readConfig(ctx context.Context) error {
 		return fmt.Errorf("read the configuration of %q: %w", r.root, err)
 	}
 	own := parseSettings(out)
-	r.partial = slices.ContainsFunc(own, func(s setting) bool { return strings.HasPrefix(s.key, "extensions.partialclone") })
+	r.partial = slices.ContainsFunc(own, func(s setting) bool {
+		return s.key == "extensions.partialclone" || strings.HasPrefix(s.key, "remote.") && strings.HasSuffix(s.key, ".promisor")
+	})
 	r.files["config"] = []byte(guestConfig(all, own))
 	return nil
 }

@@ -120,7 +120,9 @@ func (r *repo) present(ctx context.Context, ids []string) (map[string]bool, erro
 		return nil, fmt.Errorf("read the objects of %q: %w", r.root, err)
 	}
 	for _, l := range split(out, "\n") {
-		have[l] = true // "ID missing" is no id
+		if !strings.HasSuffix(l, " missing") {
+			have[l] = true
+		}
 	}
 	return have, nil
 }
