@@ -15,8 +15,9 @@ import (
 
 // git runs the host's git.
 type git struct {
-	run hostexec.Runner
-	env []string
+	run  hostexec.Runner
+	env  []string
+	home string // the user's; may be empty
 }
 
 func newGit(cfg Config) git {
@@ -26,7 +27,7 @@ func newGit(cfg Config) git {
 			env = append(env, kv)
 		}
 	}
-	return git{run: cfg.Run, env: append(env,
+	return git{run: cfg.Run, home: cfg.Home, env: append(env,
 		"LC_ALL=C", // messages are looked at
 		"GIT_OPTIONAL_LOCKS=0",
 		"GIT_TERMINAL_PROMPT=0",
@@ -90,13 +91,7 @@ func (g git) findRoot(ctx context.Context, dir string) (string, error) {
 // notHome makes a plain directory of dir where its work tree is the home directory and nothing in dir is
 // tracked: somebody who keeps dotfiles in git does not mean all of it.
 func (g git) notHome(ctx context.Context, root *string, dir string) error {
-	home := ""
-	for _, kv := range g.env {
-		if v, ok := strings.CutPrefix(kv, "HOME="); ok {
-			home = v
-		}
-	}
-	if home == "" || *root == dir || !sameFile(*root, home) {
+	if g.home == "" || *root == dir || !sameFile(*root, g.home) {
 		return nil
 	}
 	out, err := g.output(ctx, dir, nil, nil, "ls-files", "-z", "--", ".")

@@ -102,8 +102,8 @@ func (h *host) prepare(dir string) *Source {
 		if err := s.Close(); err != nil {
 			h.Error(err)
 		}
-		if left, _ := filepath.Glob(filepath.Join(h.dir, "banger-workspace-*")); len(left) > 0 {
-			h.Errorf("left behind: %v", left)
+		if _, err := os.Lstat(s.temp); err == nil {
+			h.Errorf("left behind: %s", s.temp)
 		}
 	})
 	return s

@@ -1,6 +1,7 @@
 package workspace
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -136,7 +137,7 @@ func (r *repo) readHead(ctx context.Context) error {
 	out, err := r.out(ctx, "symbolic-ref", "--quiet", "HEAD")
 	if err != nil {
 		if code, said := status(err); code != 1 {
-			return r.git.broken(r.root, "HEAD", said)
+			return r.git.broken(r.root, "HEAD", cmp.Or(r.headSays(ctx), said))
 		}
 		if commitErr != nil {
 			_, said := status(commitErr)
@@ -156,17 +157,34 @@ func (r *repo) readHead(ctx context.Context) error {
 			return r.git.broken(r.root, "HEAD", branch+" is not a commit")
 		}
 	}
-	file, err := r.gitPath(ctx, branch)
-	if err != nil {
-		return err
-	}
-	if content, err := os.ReadFile(file); err == nil {
-		return r.git.broken(r.root, "HEAD", fmt.Sprintf("%s is %.60q, which is not a commit of it", branch, strings.TrimSpace(string(content))))
+	if says := r.headSays(ctx); says != "" {
+		return r.git.broken(r.root, "HEAD", says)
 	}
 	if slices.ContainsFunc(r.skipped.lines, func(l string) bool { return strings.HasPrefix(l, r.label+branch+":") }) {
 		return r.git.broken(r.root, "HEAD", "the commit of "+branch+" is missing")
 	}
 	return nil
+}
+
+// headSays tells what is written in the branch that HEAD names, where it has a file; "" where it has not.
+func (r *repo) headSays(ctx context.Context) string {
+	head, err := r.gitPath(ctx, "HEAD")
+	if err != nil {
+		return ""
+	}
+	content, err := os.ReadFile(head)
+	branch, ok := strings.CutPrefix(strings.TrimSpace(string(content)), "ref: ")
+	if err != nil || !ok {
+		return ""
+	}
+	file, err := r.gitPath(ctx, branch)
+	if err != nil {
+		return ""
+	}
+	if content, err = os.ReadFile(file); err != nil {
+		return ""
+	}
+	return fmt.Sprintf("%s is %.60q, which is not a commit of this repository", branch, strings.TrimSpace(string(content)))
 }
 
 // gitPath is the absolute path of a file of the git directory, wherever a linked worktree has it.
