@@ -73,9 +73,9 @@ func (c *Client) Shutdown(ctx context.Context, verb string) error {
 	return c.do(ctx, "POST", "/v1/shutdown", End{Verb: verb})
 }
 
-// End makes the guest's data durable and ends it at once, without its init.
-func (c *Client) End(ctx context.Context, verb string) error {
-	return c.do(ctx, "POST", "/v1/end", End{Verb: verb})
+// End makes the guest's data durable and powers it off at once, without its init.
+func (c *Client) End(ctx context.Context) error {
+	return c.do(ctx, "POST", "/v1/end", End{Verb: VerbPoweroff})
 }
 
 // Sync writes everything to the guest's disk.
