@@ -28,7 +28,7 @@ func Main() int {
 	signal.Notify(resized, syscall.SIGWINCH)
 	app := &App{
 		In: os.Stdin, Out: os.Stdout, Err: os.Stderr,
-		Terminal:   hostTerminal(resized),
+		Terminal:   hostTerminal(os.Stdin, os.Stdout, os.Stderr, resized),
 		Getenv:     os.Getenv,
 		LookupEnv:  os.LookupEnv,
 		Now:        time.Now,
@@ -39,14 +39,16 @@ func Main() int {
 }
 
 // hostTerminal is the terminal of this process's streams.
-func hostTerminal(resized <-chan os.Signal) Terminal {
+func hostTerminal(in, out, errs *os.File, resized <-chan os.Signal) Terminal {
+	fds := []int{int(out.Fd()), int(errs.Fd()), int(in.Fd())}
+	stdin := int(in.Fd())
 	t := Terminal{
-		In:      term.IsTerminal(0) && foreground(0),
-		Out:     term.IsTerminal(1),
-		Err:     term.IsTerminal(2),
+		In:      term.IsTerminal(stdin) && foreground(stdin),
+		Out:     term.IsTerminal(fds[0]),
+		Err:     term.IsTerminal(fds[1]),
 		Resized: resized,
 		Size: func() (rows, cols int) {
-			for _, fd := range []int{1, 2, 0} {
+			for _, fd := range fds {
 				if w, h, err := term.GetSize(fd); err == nil {
 					return h, w
 				}
@@ -54,13 +56,13 @@ func hostTerminal(resized <-chan os.Signal) Terminal {
 			return 0, 0
 		},
 		Raw: func() (func(), error) {
-			old, err := term.MakeRaw(0)
+			old, err := term.MakeRaw(stdin)
 			if err != nil {
 				return nil, err
 			}
-			return func() { _ = term.Restore(0, old) }, nil
+			return func() { _ = term.Restore(stdin, old) }, nil
 		},
 	}
-	t.InBackground = term.IsTerminal(0) && !t.In
+	t.InBackground = term.IsTerminal(stdin) && !t.In
 	return t
 }

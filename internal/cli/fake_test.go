@@ -43,7 +43,7 @@ type fakeDaemon struct {
 	copied   []string // paths of workspaces
 	owned    []string // ids of processes that are to go with their client, "" for none, per exec stream
 	stopped  bool
-	// behaviour, set before use: called in an operation of a kind before it does its work.
+	// before are called in an operation of a kind before it does its work.
 	before map[string]func(ctx context.Context, op *fakeOp) error
 }
 
@@ -113,6 +113,13 @@ func (d *fakeDaemon) add(vm api.VM) {
 	defer d.mu.Unlock()
 	vm.ID = "id-" + vm.Name
 	d.vms[vm.Name] = &vm
+}
+
+// on has hook called in operations of a kind before they do their work.
+func (d *fakeDaemon) on(kind string, hook func(context.Context, *fakeOp) error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.before[kind] = hook
 }
 
 func (d *fakeDaemon) handler() http.Handler {
@@ -249,6 +256,8 @@ func (d *fakeDaemon) vmRoutes(handle handleFunc) {
 	handle("POST /v1/vms/{name}/workspace", func(r *http.Request) (int, any, error) {
 		var req api.PrepareWorkspace
 		json.NewDecoder(r.Body).Decode(&req)
+		d.mu.Lock()
+		defer d.mu.Unlock()
 		return d.start("vm.workspace", r.PathValue("name"), func(*fakeOp) (any, error) {
 			d.mu.Lock()
 			defer d.mu.Unlock()
@@ -333,7 +342,7 @@ func (d *fakeDaemon) storeRoutes(handle handleFunc) {
 	handle("DELETE /v1/kernels/{name}", drop)
 }
 
-// start starts an operation; the caller holds mu, or nothing that work or before need.
+// start starts an operation; the caller holds mu.
 func (d *fakeDaemon) start(kind, target string, work func(*fakeOp) (any, error)) (int, any, error) {
 	d.nextOp++
 	ctx, cancel := context.WithCancel(context.Background())
@@ -434,7 +443,7 @@ type testApp struct {
 
 func newTestApp(t *testing.T) *testApp {
 	t.Helper()
-	home, err := os.MkdirTemp("", "banger-cli") // t.TempDir may be too long for a socket
+	home, err := os.MkdirTemp("", "banger-cli") //nolint:usetesting // t.TempDir may be too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -472,3 +481,14 @@ func (a *testApp) run(args ...string) int {
 
 // interrupt sends SIGINT as the terminal would.
 func (a *testApp) interrupt() { a.signals <- syscall.SIGINT }
+
+// operationThatSteps is a hook that is in the middle of a download until go is closed.
+func operationThatSteps(goOn <-chan struct{}) func(context.Context, *fakeOp) error {
+	return func(_ context.Context, o *fakeOp) error {
+		o.set(func(op *api.Operation) {
+			op.Progress = api.Progress{Step: "download x", Done: 10 << 20, Total: 40 << 20}
+		})
+		<-goOn
+		return nil
+	}
+}

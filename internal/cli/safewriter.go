@@ -54,21 +54,37 @@ func withoutColours(p []byte) []byte {
 		return p
 	}
 	out := make([]byte, 0, len(p))
-	for i := 0; i < len(p); i++ {
-		switch {
-		case p[i] == 0x1b && i+1 < len(p) && p[i+1] == '[':
-			j := i + 2
-			for j < len(p) && (p[j] >= '0' && p[j] <= '9' || p[j] == ';') {
-				j++
+	for i := 0; i < len(p); {
+		n, keep := 1, true
+		switch p[i] {
+		case 0x1b:
+			if k := sgr(p[i:]); k > 0 {
+				n, keep = k, false
 			}
-			if j < len(p) && p[j] == 'm' {
-				i = j
-				continue
-			}
-		case p[i] == '\r' && bytes.HasPrefix(bytes.TrimLeft(p[i:], "\r"), []byte("\n")):
-			continue
+		case '\r':
+			n = len(p[i:]) - len(bytes.TrimLeft(p[i:], "\r"))
+			keep = i+n == len(p) || p[i+n] != '\n'
 		}
-		out = append(out, p[i])
+		if keep {
+			out = append(out, p[i:i+n]...)
+		}
+		i += n
 	}
 	return out
+}
+
+// sgr is the length of the SGR sequence that p starts with, 0 where it starts with none.
+func sgr(p []byte) int {
+	if len(p) < 2 || p[1] != '[' {
+		return 0
+	}
+	for i, c := range p[2:] {
+		switch {
+		case c == 'm':
+			return i + 3
+		case (c < '0' || c > '9') && c != ';':
+			return 0
+		}
+	}
+	return 0
 }

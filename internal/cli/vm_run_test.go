@@ -187,18 +187,18 @@ func waitFor(t *testing.T, ok func() bool) {
 func TestRunFailedGuestKeepsVM(t *testing.T) {
 	a := newTestApp(t)
 	d := startFake(t, a.env)
-	d.before["vm.start"] = func(context.Context, *fakeOp) error {
+	d.on("vm.start", func(context.Context, *fakeOp) error {
 		return api.Errorf(api.KindGuest, "the guest never became ready")
-	}
+	})
 	if code := a.run("vm", "run", "--rm", t.TempDir(), "--", "true"); code != 125 || !strings.Contains(a.err.String(), "banger vm logs quiet-otter") {
 		t.Errorf("status %d, %q", code, a.err.String())
 	}
 	if d.String() != "quiet-otter running" {
 		t.Errorf("the VM whose guest failed is to stay for its logs: %q", d)
 	}
-	d.before["vm.workspace"] = func(context.Context, *fakeOp) error {
+	d.on("vm.workspace", func(context.Context, *fakeOp) error {
 		return api.Errorf(api.KindInvalid, "HEAD is broken")
-	}
+	})
 	if code := a.run("vm", "run", "--name", "two", t.TempDir(), "--", "true"); code != 125 || d.String() != "quiet-otter running" {
 		t.Errorf("a copy that failed: status %d, the VMs are: %s", code, d)
 	}
@@ -207,11 +207,11 @@ func TestRunFailedGuestKeepsVM(t *testing.T) {
 func TestRunInterruptedWhileMade(t *testing.T) {
 	a := newTestApp(t)
 	d := startFake(t, a.env)
-	d.before["vm.create"] = func(ctx context.Context, _ *fakeOp) error {
+	d.on("vm.create", func(ctx context.Context, _ *fakeOp) error {
 		a.interrupt()
 		<-ctx.Done()
 		return ctx.Err()
-	}
+	})
 	if code := a.run("vm", "run", "--", "true"); code != 130 || d.String() != "" {
 		t.Errorf("status %d, the VMs are: %s; %s", code, d, a.err.String())
 	}
@@ -219,7 +219,7 @@ func TestRunInterruptedWhileMade(t *testing.T) {
 		t.Error("the operation was not cancelled")
 	}
 	// One that succeeds in spite of it is taken back.
-	d.before["vm.create"] = func(ctx context.Context, o *fakeOp) error {
+	d.on("vm.create", func(ctx context.Context, o *fakeOp) error {
 		a.interrupt()
 		<-ctx.Done()
 		o.d.add(api.VM{Name: "stray", State: api.StateRunning})
@@ -227,7 +227,7 @@ func TestRunInterruptedWhileMade(t *testing.T) {
 			op.State, op.Result = api.OperationDone, []byte(`{"id":"id-stray","name":"stray"}`)
 		})
 		return errEnded
-	}
+	})
 	if code := a.run("vm", "run", "--", "true"); code != 130 || d.String() != "" {
 		t.Errorf("status %d, the VMs are: %s; %s", code, d, a.err.String())
 	}
@@ -238,12 +238,12 @@ func TestSecondInterruptLeavesAtOnce(t *testing.T) {
 	d := startFake(t, a.env)
 	release := make(chan struct{})
 	defer close(release)
-	d.before["image.pull"] = func(context.Context, *fakeOp) error {
+	d.on("image.pull", func(context.Context, *fakeOp) error {
 		a.interrupt()
 		a.interrupt()
 		<-release // it does not listen
 		return nil
-	}
+	})
 	if code := a.run("image", "pull", "x"); code != 130 {
 		t.Errorf("status %d", code)
 	}
@@ -334,6 +334,7 @@ func TestHangupDetaches(t *testing.T) {
 	if code := a.run("vm", "exec", "--attach", procs[0].ID, "-t", "web"); code != 0 || !strings.HasSuffix(out.String(), "got hello\r\n") {
 		t.Errorf("attached: status %d, %q, %q", code, out.String(), a.err.String())
 	}
+	waitFor(t, func() bool { return len(d.procs.List()) == 0 }) // collected
 	if code := a.run("vm", "exec", "--attach", procs[0].ID, "web"); code != 125 || !strings.Contains(a.err.String(), "hint: it has ended") {
 		t.Errorf("attached once more: status %d, %q", code, a.err.String())
 	}
