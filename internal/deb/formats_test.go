@@ -252,3 +252,49 @@ func TestDebianKeyring(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+func FuzzRelease(f *testing.F) {
+	f.Add([]byte("Codename: trixie\nDate: Sat, 21 Nov 2026 09:15:44 UTC\nValid-Until: Sat, 28 Nov 2026 00:53:03 UTC\nAcquire-By-Hash: yes\nSHA256:\n " +
+		strings.Repeat("ab", 32) + " 12 main/binary-amd64/Packages.xz\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		rel, _, err := parseRelease(text)
+		if err != nil {
+			return
+		}
+		if rel.Date.IsZero() && !bytes.Contains(text, []byte("0001")) {
+			t.Fatal("a release without a date")
+		}
+		for name, sum := range rel.files {
+			if name == "" || sum.size < 0 || !isSHA256(sum.sha256) {
+				t.Fatalf("file %q: %+v", name, sum)
+			}
+		}
+	})
+}
+
+func FuzzPackages(f *testing.F) {
+	f.Add([]byte("Package: a\nVersion: 1\nFilename: pool/a.deb\nSize: 3\nSHA256: " + strings.Repeat("ab", 32) + "\n\nPackage: b\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		x, err := parsePackages(bytes.NewReader(text), "http://m", func(name string) bool { return name != "b" })
+		if err != nil {
+			return
+		}
+		for _, p := range x {
+			if p.Name == "" || p.Size < 0 || !isSHA256(p.SHA256) || !filepath.IsLocal(p.Filename) {
+				t.Fatalf("%+v", p)
+			}
+		}
+	})
+}
+
+func FuzzSources(f *testing.F) {
+	f.Add([]byte("deb [a=b] http://m/debian trixie main\n"))
+	f.Add([]byte("Types: deb\nURIs: http://m/debian\nSuites: a b\nComponents: main\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		for _, s := range append(parseList(text), parseSources(text)...) {
+			if !strings.HasPrefix(strings.ToLower(s.url), "http") || strings.HasSuffix(s.url, "/") {
+				t.Fatalf("%+v", s)
+			}
+		}
+	})
+}
