@@ -28,7 +28,13 @@ type Cmd struct {
 	Stderr io.Writer
 	// Grace is how long after SIGTERM (context ended) the process group is killed; 0 for 5 s.
 	Grace time.Duration
+	// UserNS, where it is not nil, makes the program root of a user namespace of its own and nobody
+	// outside; the caller must be root.
+	UserNS *UserNS
 }
+
+// UserNS are the users and the groups of the host that 0 to Count-1 of a user namespace stand for.
+type UserNS struct{ FirstUID, FirstGID, Count int }
 
 // Runner runs programs. The zero value is ready.
 type Runner struct{}
@@ -78,6 +84,10 @@ func (r Runner) Run(ctx context.Context, c Cmd) error {
 		return err
 	}
 	err = cmd.Run()
+	if ctx.Err() != nil && cmd.Process != nil {
+		// WaitDelay ends the program only; this ends what it left in its group.
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+	}
 	return wrap(ctx, c, err, tail)
 }
 
@@ -99,6 +109,13 @@ func (r Runner) command(ctx context.Context, c Cmd) (*exec.Cmd, *tailWriter, err
 	tail := &tailWriter{also: c.Stderr}
 	cmd.Stderr = tail
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if ns := c.UserNS; ns != nil {
+		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: ns.FirstUID, Size: ns.Count}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: ns.FirstGID, Size: ns.Count}}
+		cmd.SysProcAttr.GidMappingsEnableSetgroups = true
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 0, Gid: 0}
+	}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = c.Grace
 	if cmd.WaitDelay == 0 {
