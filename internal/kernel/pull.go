@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -64,6 +65,7 @@ func (s *Store) pullRecipe(ctx context.Context, r recipe, rep progress.Reporter)
 	}
 	k, err := s.build(ctx, file, api.Kernel{Name: r.name, Description: r.description, Arch: "x86_64", Package: label,
 		Source: pkg.URL(), Local: true}, rep)
+	debug.FreeOSMemory() // decompressing took 150 MiB, and the daemon may now be idle for days
 	if err == nil {
 		s.deb.Prune(file, func(name string) bool { return strings.HasPrefix(name, r.prefix) })
 	}

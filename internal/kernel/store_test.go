@@ -17,7 +17,7 @@ func TestDamage(t *testing.T) {
 	for _, name := range append(contentFiles(), fileJSON) {
 		for how, damage := range map[string]func(path string) error{
 			"missing": os.Remove,
-			"shorter": func(p string) error { return os.Truncate(p, 10) },
+			"shorter": func(p string) error { return errors.Join(os.Chmod(p, 0o600), os.Truncate(p, 10)) },
 			"changed": func(p string) error {
 				data, err := os.ReadFile(p)
 				if err != nil {

@@ -68,7 +68,7 @@ func TestExtractVmlinux(t *testing.T) {
 	}
 }
 
-func FuzzExtractVmlinux(f *testing.F) {
+func FuzzPayload(f *testing.F) {
 	f.Add(bzImage(f, []byte("\x7fELF short"), ".zst"))
 	f.Add(bzImage(f, []byte("\x7fELF short"), ".gz"))
 	f.Fuzz(func(t *testing.T, image []byte) {
