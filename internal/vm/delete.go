@@ -1,0 +1,86 @@
+package vm
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/store"
+)
+
+// Delete removes a VM and its data. A VM that runs is refused unless force is set; it is killed then.
+func (s *Service) Delete(ctx context.Context, nameOrID string, force bool) error {
+	rec, err := s.cfg.Records.VM(ctx, nameOrID)
+	if err != nil {
+		return err
+	}
+	if s.running(rec.ID) != nil && !force {
+		return api.Errorf(api.KindConflict, "vm %q is %s", rec.Name, rec.State).
+			WithHint("stop it first (banger vm stop %s), or delete it as it is: banger vm delete --force %s", rec.Name, rec.Name)
+	}
+	return s.delete(ctx, rec.ID, force)
+}
+
+func (s *Service) delete(ctx context.Context, id string, force bool) error {
+	if force {
+		if err := s.killLive(ctx, id); err != nil {
+			return err
+		}
+	}
+	unlock, err := s.lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if l := s.running(id); l != nil { // started again while this waited for the lock
+		if !force {
+			return api.Errorf(api.KindConflict, "vm %q was started meanwhile", id)
+		}
+		if err := s.killMachine(ctx, id, l); err != nil {
+			return err
+		}
+	}
+	rec, err := s.cfg.Records.VM(ctx, id)
+	if api.KindOf(err) == api.KindNotFound {
+		return nil // somebody else was faster
+	}
+	if err != nil {
+		return err
+	}
+	return s.remove(context.WithoutCancel(ctx), rec)
+}
+
+// remove deletes a VM that does not run: first the record says so, then the files go, then the record. A crash
+// in between is finished by Recover.
+func (s *Service) remove(ctx context.Context, rec store.VM) error {
+	if _, err := s.move(ctx, rec.ID, evDelete, ""); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(s.cfg.Paths.VM(rec.ID)); err != nil {
+		return fmt.Errorf("delete vm %q: %w", rec.Name, err)
+	}
+	if err := s.cfg.Records.DeleteVM(ctx, rec.ID); err != nil {
+		return err
+	}
+	s.cfg.Log.Info("vm deleted", "vm", rec.Name, "id", rec.ID)
+	s.emit("vm.deleted", rec.Name, "")
+	return nil
+}
+
+// Release says that the owner of a --rm VM is done with it: the VM is deleted. A VM that is not such a
+// VM, or has another owner, is left alone with an error.
+func (s *Service) Release(ctx context.Context, nameOrID string, owner api.Owner) error {
+	rec, err := s.cfg.Records.VM(ctx, nameOrID)
+	if api.KindOf(err) == api.KindNotFound {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !rec.RemoveOnExit || rec.Owner == nil || *rec.Owner != owner {
+		return api.Errorf(api.KindConflict, "vm %q does not belong to process %d", rec.Name, owner.PID).
+			WithHint("remove it with banger vm delete --force %s", rec.Name)
+	}
+	return s.delete(ctx, rec.ID, true)
+}

@@ -1,0 +1,56 @@
+package vm
+
+import (
+	"context"
+
+	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/progress"
+	"git.thaloco.com/thaloco/banger/internal/store"
+	"git.thaloco.com/thaloco/banger/internal/vmm/probe"
+)
+
+// Records is what the service keeps across restarts of the daemon.
+type Records interface {
+	InsertVM(ctx context.Context, vm store.VM) error
+	UpdateVM(ctx context.Context, id string, change func(*store.VM) error) (store.VM, error)
+	VM(ctx context.Context, nameOrID string) (store.VM, error)
+	VMs(ctx context.Context) ([]store.VM, error)
+	DeleteVM(ctx context.Context, id string) error
+	AddEvent(ctx context.Context, ev api.Event) (api.Event, error)
+}
+
+// Image is a local image: its record and its file.
+type Image struct {
+	api.Image
+	Rootfs string
+}
+
+// Kernel is a local kernel: its record and its files.
+type Kernel struct {
+	api.Kernel
+	Vmlinux, BootArchive, ModulesDrive string
+}
+
+// Supplies finds what a VM is made of.
+type Supplies interface {
+	// EnsureImage makes the image of that name local, pulling it where it is not.
+	EnsureImage(ctx context.Context, name string, rep progress.Reporter) (Image, error)
+	// EnsureKernel does the same for a kernel.
+	EnsureKernel(ctx context.Context, name string, rep progress.Reporter) (Kernel, error)
+	// ImageByDigest and KernelByDigest find what a VM is pinned to, and check cheaply that it is undamaged.
+	ImageByDigest(ctx context.Context, digest string) (Image, error)
+	KernelByDigest(ctx context.Context, digest string) (Kernel, error)
+	// AgentArchive is the path of the cpio archive with the agent.
+	AgentArchive(ctx context.Context) (string, error)
+	// Engine says which engine to start VMs on.
+	Engine(ctx context.Context) (probe.Decision, error)
+}
+
+// Defaults are the configured values for what a request leaves out.
+type Defaults struct {
+	Image string
+	// CPUs is 0 for 2, or 1 under software emulation.
+	CPUs int
+	// MemoryBytes and DiskBytes are in bytes.
+	MemoryBytes, DiskBytes int64
+}

@@ -1,0 +1,127 @@
+package vm
+
+import (
+	"context"
+	"time"
+
+	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/store"
+	"git.thaloco.com/thaloco/banger/internal/vmm"
+)
+
+// watch follows a started VM until it ends or the service closes, and keeps its record true.
+func (s *Service) watch(id, name string, m vmm.Machine) *live {
+	l := &live{machine: m, status: m.Status(), ended: make(chan struct{}), change: make(chan struct{})}
+	s.mu.Lock()
+	s.live[id] = l
+	s.mu.Unlock()
+	s.tasks.Go(func() { s.follow(id, name, l) })
+	return l
+}
+
+func (s *Service) follow(id, name string, l *live) {
+	st := l.now()
+	for {
+		s.record(id, name, st)
+		if st.Phase == vmm.PhaseEnded {
+			s.finish(id, name, l, st)
+			return
+		}
+		newer, err := l.machine.Next(s.ctx, st.Seq)
+		switch {
+		case s.ctx.Err() != nil:
+			return
+		case err != nil:
+			s.cfg.Log.Error("watch vm", "vm", name, "err", err)
+			newer = vmm.Status{Seq: st.Seq + 1, Phase: vmm.PhaseEnded, Boots: st.Boots,
+				End: &vmm.End{Cause: vmm.EndLost, Detail: err.Error(), At: s.cfg.Host.Now()}}
+		}
+		st = newer
+		if st.Phase != vmm.PhaseEnded {
+			l.set(st)
+		}
+	}
+}
+
+// finish records that a VM is no longer live, then tells who waits for its end.
+func (s *Service) finish(id, name string, l *live, st vmm.Status) {
+	s.mu.Lock()
+	delete(s.live, id)
+	s.mu.Unlock()
+	_ = l.machine.Close()
+	close(l.ended)
+	l.set(st)
+	s.cfg.Log.Info("vm ended", "vm", name, "cause", st.End.Cause, "detail", st.End.Detail)
+	rec, err := s.cfg.Records.VM(context.WithoutCancel(s.ctx), id)
+	if err == nil && rec.RemoveOnExit && rec.Owner == nil && rec.State == api.StateStopped {
+		s.tasks.Go(func() { s.removeQuietly(id, name) })
+	}
+}
+
+func (s *Service) removeQuietly(id, name string) {
+	if err := s.delete(context.WithoutCancel(s.ctx), id, true); err != nil {
+		s.cfg.Log.Error("remove vm", "vm", name, "err", err)
+	}
+}
+
+// record writes what derive makes of a status, where it differs from what is recorded.
+func (s *Service) record(id, name string, st vmm.Status) {
+	changed := false
+	rec, err := s.cfg.Records.UpdateVM(context.WithoutCancel(s.ctx), id, func(r *store.VM) error {
+		state, reason := derive(r.State, st)
+		changed = state != r.State
+		r.State, r.Reason = state, reason
+		return nil
+	})
+	if err != nil {
+		if api.KindOf(err) != api.KindNotFound {
+			s.cfg.Log.Error("record state", "vm", name, "err", err)
+		}
+		return
+	}
+	if changed {
+		s.emit("vm.state", rec.Name, string(rec.State))
+	}
+}
+
+// watchOwner deletes a --rm VM when the process it lives for is gone.
+func (s *Service) watchOwner(rec store.VM) {
+	if !rec.RemoveOnExit || rec.Owner == nil {
+		return
+	}
+	gone := s.cfg.Host.OwnerGone(s.ctx, *rec.Owner)
+	s.tasks.Go(func() {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-gone:
+		}
+		if s.ctx.Err() != nil {
+			return
+		}
+		now, err := s.cfg.Records.VM(s.ctx, rec.ID)
+		if err != nil || !s.removable(now) {
+			return
+		}
+		s.cfg.Log.Info("owner is gone, removing vm", "vm", rec.Name, "owner_pid", rec.Owner.PID)
+		s.removeQuietly(rec.ID, rec.Name)
+	})
+}
+
+// removable reports whether a --rm VM may go: a guest that never became ready stays for its logs.
+func (s *Service) removable(rec store.VM) bool {
+	return rec.State != api.StateFailed
+}
+
+// waitEnd waits until the watcher has recorded the end of a VM, for at most d.
+func waitEnd(ctx context.Context, l *live, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-l.ended:
+		return true
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	return false
+}
