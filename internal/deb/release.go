@@ -31,7 +31,7 @@ type Release struct {
 	// Codename is such as "trixie" or "trixie-security".
 	Codename string
 	Date     time.Time
-	// Acquire tells whether files can be fetched by their hash.
+	// ByHash tells whether files can be fetched by their hash.
 	ByHash bool
 	files  map[string]fileSum
 }
