@@ -86,9 +86,9 @@ func TestDecideRefuses(t *testing.T) {
 			api.KindUnavailable, "sudo apt-get install qemu-system-x86"},
 		"no qemu on fedora": {Auto, func(o *Observations) { o.QEMU, o.Distro = Program{}, []string{"fedora"} }, api.KindUnavailable, "dnf install"},
 		"no qemu on nixos":  {Auto, func(o *Observations) { o.QEMU, o.Distro = Program{}, []string{"nixos"} }, api.KindUnavailable, "install the package"},
-		"qemu_bin wrong": {Auto, func(o *Observations) { o.QEMU = Program{Configured: "/opt/nosuch"} }, api.KindUnavailable, `qemu_bin "/opt/nosuch"`},
-		"old qemu":       {QEMU, func(o *Observations) { o.QEMU.Version = "5.2.0" }, api.KindUnavailable, "5.2.0"},
-		"not a qemu":     {QEMU, func(o *Observations) { o.QEMU.Version = "" }, api.KindUnavailable, "--version"},
+		"qemu_bin wrong":    {Auto, func(o *Observations) { o.QEMU = Program{Configured: "/opt/nosuch"} }, api.KindUnavailable, `qemu_bin "/opt/nosuch"`},
+		"old qemu":          {QEMU, func(o *Observations) { o.QEMU.Version = "5.2.0" }, api.KindUnavailable, "5.2.0"},
+		"not a qemu":        {QEMU, func(o *Observations) { o.QEMU.Version = "" }, api.KindUnavailable, "--version"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -129,8 +129,8 @@ func TestObserve(t *testing.T) {
 func TestParse(t *testing.T) {
 	for out, want := range map[string]string{
 		"QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\nCopyright": "7.2.22",
-		"QEMU emulator version 9.1.0-rc1\n":                                          "9.1.0",
-		"hello":                                                                      "",
+		"QEMU emulator version 9.1.0-rc1\n":                                         "9.1.0",
+		"hello":                                                                     "",
 	} {
 		if got := qemuVersion(out); got != want {
 			t.Errorf("qemuVersion(%q) = %q, want %q", out, got, want)
