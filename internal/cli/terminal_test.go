@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -113,9 +114,13 @@ func TestShellOnARealTerminal(t *testing.T) {
 		keys.WriteString("stty size\n")
 		return strings.Contains(screen.String(), "12 34\r\n")
 	})
-	keys.WriteString("sleep 1000\n")
-	waitFor(t, func() bool { return strings.Contains(screen.String(), "sleep 1000") })
-	keys.Write([]byte{interruptKey}) // ends the sleep, not banger
+	keys.WriteString("echo sleep-$((40+2)); sleep 1000\n")
+	waitFor(t, func() bool { return strings.Contains(screen.String(), "sleep-42") })
+	waitFor(t, func() bool { // Ctrl-C ends the sleep, not banger; what is typed meanwhile may be thrown away
+		keys.Write([]byte{interruptKey})
+		keys.WriteString("echo back-$((40+2))\n")
+		return strings.Contains(screen.String(), "back-42")
+	})
 	keys.WriteString("exit 6\n")
 	if code := status(t, cmd); code != 6 {
 		t.Errorf("status %d: %q", code, screen.String())
@@ -146,10 +151,13 @@ func TestTerminalIsRestoredAfterSignals(t *testing.T) {
 			cmd.Process.Signal(c.sig)
 			tick := time.NewTicker(50 * time.Millisecond) // two of them at once may arrive as one
 			defer tick.Stop()
+			ended, end := context.WithCancel(t.Context())
+			defer end()
 			go func() {
-				for range 20 {
-					<-tick.C
-					if cmd.Process.Signal(c.sig) != nil {
+				for cmd.Process.Signal(c.sig) == nil {
+					select {
+					case <-tick.C:
+					case <-ended.Done():
 						return
 					}
 				}

@@ -280,7 +280,7 @@ func (r *run) remove(ctx context.Context, post func(context.Context) (api.Operat
 
 // remote is the command of the run.
 func (r *run) remote() remote {
-	out := remote{vm: r.vm.ID, stdin: r.opts.remote.interactive, start: wire.ExecStart{
+	out := remote{vm: r.vm.Name, stdin: r.opts.remote.interactive, start: wire.ExecStart{
 		ID: exec.NewID(), Argv: r.opts.command, Dir: r.dir, User: r.opts.remote.user, PTY: r.tty,
 	}}
 	if r.tty {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -33,7 +34,7 @@ func TestRunStatus(t *testing.T) {
 		{[]string{"--", "sh", "-c", "exit 7"}, 7, "", ""},
 		{[]string{"--", "sh", "-c", "echo out; echo err >&2"}, 0, "out\n", "err\n"},
 		{[]string{"--", "sh", "-c", "kill -TERM $$"}, 143, "", ""},
-		{[]string{"--", "no-such-command-anywhere"}, 127, "", `banger: run in vm "id-quiet-otter":`},
+		{[]string{"--", "no-such-command-anywhere"}, 127, "", `banger: run in vm "quiet-otter":`},
 		{[]string{"--", "/etc/passwd"}, 126, "", "banger: run in vm"},
 		{[]string{"-w", "/no/such/dir", "--", "true"}, 125, "", "/no/such/dir"},
 	}
@@ -363,16 +364,21 @@ func TestRunTerminal(t *testing.T) {
 	a.In = stdin
 	out := &gateWriter{on: make(chan struct{}, 1)}
 	a.Out = out
-	a.Terminal.Size = func() (int, int) { return 50, 132 }
+	var rows atomic.Int32
+	rows.Store(24)
+	a.Terminal.Size = func() (int, int) { return int(rows.Load()), 132 }
 	done := make(chan int)
 	go func() { done <- a.run("vm", "run", "--rm", "--name", "shell") }()
-	io.WriteString(keys, "stty -echo; cat\n")
-	waitFor(t, func() bool { return strings.Contains(out.String(), "cat") })
+	io.WriteString(keys, "trap 'echo int-$((40+2))' INT; echo up-$((40+2)); sleep 1000\n")
+	waitFor(t, func() bool { return strings.Contains(out.String(), "up-42") })
+	rows.Store(50)
 	resized <- syscall.SIGWINCH
-	io.WriteString(keys, "ping\n")
-	waitFor(t, func() bool { return strings.Count(out.String(), "ping") >= 1 })
-	keys.Write([]byte{interruptKey})
-	io.WriteString(keys, "stty size; exit 5\n")
+	waitFor(t, func() bool {
+		keys.Write([]byte{interruptKey})
+		io.WriteString(keys, "stty size\n")
+		return strings.Contains(out.String(), "int-42") && strings.Contains(out.String(), "50 132")
+	})
+	io.WriteString(keys, "exit 5\n")
 	if code := <-done; code != 5 || !strings.Contains(out.String(), "50 132") || restored != 2 {
 		t.Errorf("a shell: status %d, restored %d times, %q", code, restored, out.String())
 	}
