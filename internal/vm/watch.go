@@ -11,7 +11,12 @@ import (
 
 // watch follows a started VM until it ends or the service closes, and keeps its record true.
 func (s *Service) watch(id, name string, m vmm.Machine) *live {
-	l := &live{machine: m, status: m.Status(), ended: make(chan struct{}), change: make(chan struct{})}
+	first := m.Status()
+	first.Seq, first.Mark = 0, api.MarkNone // a mark is told once the record says it too
+	if first.Phase == vmm.PhaseEnded {
+		first.Phase = vmm.PhaseRunning
+	}
+	l := &live{machine: m, status: first, ended: make(chan struct{}), change: make(chan struct{})}
 	s.mu.Lock()
 	s.live[id] = l
 	s.mu.Unlock()
@@ -20,13 +25,14 @@ func (s *Service) watch(id, name string, m vmm.Machine) *live {
 }
 
 func (s *Service) follow(id, name string, l *live) {
-	st := l.now()
+	st := l.machine.Status()
 	for {
 		s.record(id, name, st)
 		if st.Phase == vmm.PhaseEnded {
 			s.finish(id, name, l, st)
 			return
 		}
+		l.set(st)
 		newer, err := l.machine.Next(s.ctx, st.Seq)
 		switch {
 		case s.ctx.Err() != nil:
@@ -37,9 +43,6 @@ func (s *Service) follow(id, name string, l *live) {
 				End: &vmm.End{Cause: vmm.EndLost, Detail: err.Error(), At: s.cfg.Host.Now()}}
 		}
 		st = newer
-		if st.Phase != vmm.PhaseEnded {
-			l.set(st)
-		}
 	}
 }
 

@@ -1,0 +1,396 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/guest/wire"
+	"git.thaloco.com/thaloco/banger/internal/paths"
+	"git.thaloco.com/thaloco/banger/internal/progress"
+	"git.thaloco.com/thaloco/banger/internal/store"
+	"git.thaloco.com/thaloco/banger/internal/vmm"
+	"git.thaloco.com/thaloco/banger/internal/vmm/probe"
+)
+
+var errInjected = errors.New("injected failure")
+
+// fakeEngine runs machines in memory: they outlive the service that started them, as real ones do.
+type fakeEngine struct {
+	mu       sync.Mutex // guards what follows
+	machines map[string]*fakeMachine
+	// startErr is what the next Start fails with; hold makes guests stay without an agent.
+	startErr error
+	hold     bool
+	// deaf guests do not power off when asked; stubborn ones do not end by /v1/end either.
+	deaf, stubborn bool
+	starts         int
+}
+
+func (e *fakeEngine) String() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var out []string
+	for dir, m := range e.machines {
+		out = append(out, filepath.Base(dir)+"="+string(m.Status().Phase))
+	}
+	return strings.Join(out, " ")
+}
+
+func (e *fakeEngine) Start(ctx context.Context, dir string, spec vmm.Spec) (vmm.Machine, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.starts++
+	if err := e.startErr; err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(filepath.Join(dir, paths.VMData)); err != nil {
+		return nil, fmt.Errorf("the data drive: %w", err)
+	}
+	m := &fakeMachine{engine: e, change: make(chan struct{}), status: vmm.Status{Seq: 1, Phase: vmm.PhaseRunning, Boots: 1, VMMPID: 100 + e.starts, SupervisorPID: 200 + e.starts}}
+	if e.machines == nil {
+		e.machines = map[string]*fakeMachine{}
+	}
+	e.machines[dir] = m
+	if !e.hold {
+		m.update(func(st *vmm.Status) { st.Mark = api.MarkFull })
+	}
+	return m, nil
+}
+
+func (e *fakeEngine) Attach(_ context.Context, dir string) (vmm.Machine, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	m := e.machines[dir]
+	if m == nil {
+		return nil, &vmm.GoneError{Dir: dir}
+	}
+	if st := m.Status(); st.Phase == vmm.PhaseEnded {
+		return nil, &vmm.GoneError{Dir: dir, End: st.End}
+	}
+	return m, nil
+}
+
+// running counts the machines that have not ended.
+func (e *fakeEngine) running() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	n := 0
+	for _, m := range e.machines {
+		if m.Status().Phase != vmm.PhaseEnded {
+			n++
+		}
+	}
+	return n
+}
+
+type fakeMachine struct {
+	engine *fakeEngine
+	mu     sync.Mutex // guards status and change
+	status vmm.Status
+	change chan struct{}
+}
+
+func (m *fakeMachine) update(f func(*vmm.Status)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.status.Phase == vmm.PhaseEnded {
+		return
+	}
+	f(&m.status)
+	m.status.Seq++
+	close(m.change)
+	m.change = make(chan struct{})
+}
+
+func (m *fakeMachine) end(cause vmm.EndCause) {
+	m.update(func(st *vmm.Status) {
+		st.Phase, st.Mark, st.VMMPID = vmm.PhaseEnded, "", 0
+		st.End = &vmm.End{Cause: cause, At: time.Now()}
+	})
+}
+
+func (m *fakeMachine) Status() vmm.Status {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.status
+}
+
+func (m *fakeMachine) Next(ctx context.Context, after uint64) (vmm.Status, error) {
+	for {
+		m.mu.Lock()
+		st, change := m.status, m.change
+		m.mu.Unlock()
+		if st.Seq > after {
+			return st, nil
+		}
+		select {
+		case <-change:
+		case <-ctx.Done():
+			return st, ctx.Err()
+		}
+	}
+}
+
+// Dial reaches an agent that knows how to end.
+func (m *fakeMachine) Dial(_ context.Context, port uint32) (net.Conn, error) {
+	if port != wire.PortAPI {
+		return nil, vmm.ErrRefused
+	}
+	near, far := net.Pipe()
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /v1/shutdown", func(w http.ResponseWriter, _ *http.Request) {
+		if !m.engine.deaf {
+			defer m.end(vmm.EndPoweroff)
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})
+	mux.HandleFunc("POST /v1/end", func(w http.ResponseWriter, _ *http.Request) {
+		if m.engine.stubborn {
+			http.Error(w, "{}", http.StatusInternalServerError)
+			return
+		}
+		defer m.end(vmm.EndPoweroff)
+		w.WriteHeader(http.StatusNoContent)
+	})
+	go func() { _ = http.Serve(&oneConn{c: far, done: make(chan struct{})}, mux) }()
+	return near, nil
+}
+
+// oneConn is a listener of a single connection.
+type oneConn struct {
+	mu   sync.Mutex // guards c
+	c    net.Conn
+	done chan struct{}
+}
+
+func (l *oneConn) Accept() (net.Conn, error) {
+	l.mu.Lock()
+	c := l.c
+	l.c = nil
+	l.mu.Unlock()
+	if c != nil {
+		return c, nil
+	}
+	return nil, io.EOF
+}
+func (l *oneConn) Close() error   { return nil }
+func (l *oneConn) Addr() net.Addr { return &net.UnixAddr{} }
+
+func (m *fakeMachine) Pause(context.Context) error {
+	m.update(func(st *vmm.Status) { st.Phase, st.PauseReason = vmm.PhasePaused, "asked" })
+	return nil
+}
+
+func (m *fakeMachine) Resume(context.Context) error {
+	m.update(func(st *vmm.Status) { st.Phase, st.PauseReason = vmm.PhaseRunning, "" })
+	return nil
+}
+func (m *fakeMachine) ResizeDrive(context.Context, string) error { return nil }
+func (m *fakeMachine) Kill(context.Context) error                { m.end(vmm.EndKilled); return nil }
+func (m *fakeMachine) Close() error                              { return nil }
+
+// fakeSupplies has one image and one kernel, and fails at a chosen step.
+type fakeSupplies struct {
+	failAt string
+	db     *store.Store
+}
+
+func (f *fakeSupplies) fail(step string) error {
+	if f.failAt == step {
+		return errInjected
+	}
+	return nil
+}
+
+func (f *fakeSupplies) EnsureImage(ctx context.Context, name string, _ progress.Reporter) (Image, error) {
+	if name == "none" {
+		return Image{}, api.Errorf(api.KindNotFound, "image %q", name)
+	}
+	img := api.Image{Name: "img", Digest: "sha256:" + strings.Repeat("1", 64), Arch: "amd64", Kernel: "krn", Local: true}
+	return Image{Image: img, Rootfs: "/img"}, errors.Join(f.fail("image"), ctx.Err(), f.db.PutImage(context.WithoutCancel(ctx), img))
+}
+
+func (f *fakeSupplies) EnsureKernel(ctx context.Context, _ string, _ progress.Reporter) (Kernel, error) {
+	krn := api.Kernel{Name: "krn", Digest: "sha256:" + strings.Repeat("2", 64), Arch: "amd64", Local: true}
+	return Kernel{Kernel: krn, Vmlinux: "/vmlinux"}, errors.Join(f.fail("kernel"), f.db.PutKernel(context.WithoutCancel(ctx), krn))
+}
+
+func (f *fakeSupplies) ImageByDigest(ctx context.Context, _ string) (Image, error) {
+	if err := f.fail("open image"); err != nil {
+		return Image{}, err
+	}
+	return f.EnsureImage(ctx, "", progress.Discard)
+}
+
+func (f *fakeSupplies) KernelByDigest(ctx context.Context, _ string) (Kernel, error) {
+	if err := f.fail("open kernel"); err != nil {
+		return Kernel{}, err
+	}
+	return f.EnsureKernel(ctx, "", progress.Discard)
+}
+
+func (f *fakeSupplies) AgentArchive(context.Context) (string, error) {
+	return "/agent", f.fail("agent")
+}
+
+func (f *fakeSupplies) Engine(context.Context) (probe.Decision, error) {
+	return probe.Decision{Engine: "qemu", Accel: "tcg", Binary: "/qemu"}, f.fail("engine")
+}
+
+// world is a service on a fake host.
+type world struct {
+	t        *testing.T
+	svc      *Service
+	db       *store.Store
+	engine   *fakeEngine
+	supplies *fakeSupplies
+	paths    paths.Paths
+	owners   map[int]chan struct{}
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	dir := t.TempDir()
+	w := &world{t: t, engine: &fakeEngine{}, owners: map[int]chan struct{}{},
+		paths: paths.Paths{State: filepath.Join(dir, "state"), Data: filepath.Join(dir, "data"), Cache: dir}}
+	if err := os.MkdirAll(w.paths.VMs(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	db, err := store.Open(t.Context(), w.paths.Database())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.db, w.supplies = db, &fakeSupplies{db: db}
+	w.svc = w.service()
+	t.Cleanup(func() {
+		w.svc.Close()
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return w
+}
+
+func (w *world) service() *Service {
+	return New(Config{Records: w.db, Supplies: w.supplies, Engine: w.engine, Paths: w.paths, Log: slog.New(slog.DiscardHandler),
+		Defaults: Defaults{Image: "img", MemoryBytes: 512 << 20, DiskBytes: 1 << 30},
+		Host: Host{CPUs: 4, MemoryBytes: 8 << 30, Now: time.Now, OwnerGone: func(_ context.Context, o api.Owner) <-chan struct{} {
+			if w.owners[o.PID] == nil {
+				w.owners[o.PID] = make(chan struct{})
+			}
+			return w.owners[o.PID]
+		}}})
+}
+
+// restart is a daemon that was killed and started again.
+func (w *world) restart() {
+	w.t.Helper()
+	w.svc.Close()
+	w.svc = w.service()
+	if err := w.svc.Recover(w.t.Context()); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// empty checks that nothing is left of any VM.
+func (w *world) empty() {
+	w.t.Helper()
+	vms, err := w.svc.List(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	entries, err := os.ReadDir(w.paths.VMs())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if len(vms) != 0 || len(entries) != 0 || w.engine.running() != 0 {
+		w.t.Errorf("left: records %+v, directories %v, machines %s", vms, entries, w.engine)
+	}
+}
+
+// state waits until a VM is in a state.
+func (w *world) state(name string, want api.VMState) api.VM {
+	w.t.Helper()
+	return w.until(name, func(vm api.VM) bool { return vm.State == want })
+}
+
+func (w *world) until(name string, ok func(api.VM) bool) api.VM {
+	w.t.Helper()
+	deadline := time.After(10 * time.Second)
+	for {
+		vm, err := w.svc.VM(w.t.Context(), name)
+		if err == nil && ok(vm) {
+			return vm
+		}
+		select {
+		case <-deadline:
+			w.t.Fatalf("vm %q is not as it should be: %+v, %v", name, vm, err)
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// machine waits until the engine has started a VM.
+func (w *world) machine(vm api.VM) *fakeMachine {
+	w.t.Helper()
+	deadline := time.After(10 * time.Second)
+	for {
+		w.engine.mu.Lock()
+		m := w.engine.machines[w.paths.VM(vm.ID)]
+		w.engine.mu.Unlock()
+		if m != nil {
+			return m
+		}
+		select {
+		case <-deadline:
+			w.t.Fatalf("vm %q has no machine", vm.Name)
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// gone waits until a VM is not there any more.
+func (w *world) gone(name string) {
+	w.t.Helper()
+	deadline := time.After(10 * time.Second)
+	for {
+		if _, err := w.svc.VM(w.t.Context(), name); api.KindOf(err) == api.KindNotFound {
+			return
+		}
+		select {
+		case <-deadline:
+			w.t.Fatalf("vm %q is still there", name)
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// notes collects the notes of a piece of work.
+type notes struct {
+	progress.Reporter
+	mu    sync.Mutex // guards lines
+	lines []string
+}
+
+func newNotes() *notes { return &notes{Reporter: progress.Discard} }
+
+func (n *notes) Note(text string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.lines = append(n.lines, text)
+}
