@@ -2,6 +2,7 @@ package exec
 
 import (
 	"errors"
+	"io"
 	"net"
 	"sync"
 	"time"
@@ -197,11 +198,9 @@ func (c *conn) deliver(i int, f wire.Frame) error {
 		r.mu.Unlock()
 		return net.ErrClosed
 	}
-	c.writing = r.broken == nil
+	c.writing = true
 	r.mu.Unlock()
-	if c.writing {
-		_, err = r.out[i].Write(data)
-	}
+	_, err = r.out[i].Write(data)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c.writing = false
@@ -211,6 +210,7 @@ func (c *conn) deliver(i int, f wire.Frame) error {
 		c.news.Signal()
 	}
 	if err != nil {
+		r.out[i] = io.Discard
 		r.breakOutput(err)
 	}
 	return nil

@@ -27,7 +27,7 @@ type guest struct {
 	dir string
 }
 
-func newGuest(t *testing.T, cfg process.Config) *guest {
+func newGuest(t testing.TB, cfg process.Config) *guest {
 	t.Helper()
 	g := &guest{dir: t.TempDir()}
 	if cfg.Defaults == nil {

@@ -131,7 +131,9 @@ func (r *run) once(ctx context.Context) (exit wire.ExecExit, progress bool, err 
 	case res := <-done:
 		return res.exit, c.attached, r.turn(res.err)
 	case <-r.gaveUp:
-		c.close()
+		if c.close() {
+			return exit, false, r.brokenOutput() // the other output blocks
+		}
 	case <-ctx.Done():
 		if c.close() {
 			// A Write to Stdout or Stderr blocks, perhaps for ever: whoever ended ctx does not wait for it.

@@ -70,7 +70,8 @@ type ExecStart struct {
 	Env []string `json:"env,omitempty"`
 	// User is empty for the VM's user (root unless the image says otherwise).
 	User string `json:"user,omitempty"`
-	// PTY gives it a terminal of Rows × Cols; stdout and stderr are then one, and a lost client hangs it up.
+	// PTY gives it a terminal of Rows × Cols; stdout and stderr are then one.
+	// Like every process it goes on when its client is lost, until its owner is said to be gone.
 	PTY  bool   `json:"pty,omitempty"`
 	Rows uint16 `json:"rows,omitempty"`
 	Cols uint16 `json:"cols,omitempty"`

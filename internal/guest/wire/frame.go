@@ -124,6 +124,9 @@ func (fr *FrameReader) fill(n int) error {
 	if fr.end-fr.start >= n {
 		return nil
 	}
+	if fr.start == fr.end {
+		fr.start, fr.end = 0, 0
+	}
 	if fr.start+n > len(fr.buf) {
 		fr.makeRoom(n)
 	}
