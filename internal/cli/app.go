@@ -17,7 +17,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/paths"
 )
 
-// App is what a command gets of its surroundings. All fields but the last are required.
+// App is what a command gets of its surroundings. All fields are required but those that may be nil.
 type App struct {
 	In       io.Reader
 	Out, Err io.Writer
@@ -30,6 +30,9 @@ type App struct {
 	Executable func() (string, error)
 	// Signals receives the signals that are to end the program.
 	Signals <-chan os.Signal
+	// Abort ends the program at once, as the signal would have; for one that comes again while the
+	// first has no effect (a write that is blocked). Nil: signals only cancel.
+	Abort func(os.Signal)
 	// StartDaemon starts the daemon where it is not there; nil for the real thing.
 	StartDaemon func(ctx context.Context) error
 
@@ -61,7 +64,12 @@ func foreground(fd int) bool {
 func (a *App) Run(ctx context.Context, args []string) int {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	a.signals = newDispatcher(func(s os.Signal) { cancel(signalError{s}) })
+	a.signals = newDispatcher(func(s os.Signal) {
+		if ctx.Err() != nil && a.Abort != nil {
+			a.Abort(s)
+		}
+		cancel(signalError{s})
+	})
 	stop := a.signals.run(a.Signals)
 	defer stop()
 	a.Err = &lockedWriter{w: a.Err}

@@ -34,6 +34,10 @@ func Main() int {
 		Now:        time.Now,
 		Executable: os.Executable,
 		Signals:    sigs,
+		Abort: func(s os.Signal) {
+			signal.Reset(s)
+			_ = syscall.Kill(os.Getpid(), s.(syscall.Signal)) // only syscall.Signals were asked for
+		},
 	}
 	return app.Run(context.Background(), os.Args[1:])
 }

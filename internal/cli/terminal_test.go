@@ -241,6 +241,41 @@ func TestPipes(t *testing.T) {
 	}
 }
 
+// TestBlockedWriteIsInterrupted: a stdout that nobody reads does not keep banger from being interrupted.
+func TestBlockedWriteIsInterrupted(t *testing.T) {
+	a := newTestApp(t)
+	log := filepath.Join(a.env["HOME"], ".local/state/banger/bangerd.log")
+	if err := os.MkdirAll(filepath.Dir(log), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(log, bytes.Repeat([]byte("line\n"), 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	cmd := a.banger(t, "daemon", "logs", "-n", "0")
+	cmd.Stdout = w
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	waitFor(t, func() bool {
+		cmd.Process.Signal(syscall.SIGINT)
+		return len(ended) > 0
+	})
+	if err := <-ended; cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGINT {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
 func TestHostTerminal(t *testing.T) {
 	keys, tty, err := pty.Open()
 	if err != nil {
