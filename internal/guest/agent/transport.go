@@ -1,0 +1,155 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/mdlayher/vsock"
+
+	"git.thaloco.com/thaloco/banger/internal/guest/channel"
+	"git.thaloco.com/thaloco/banger/internal/guest/wire"
+)
+
+// Values of wire.Boot.Transport.
+const (
+	transportSerial = "virtio-serial"
+	transportVsock  = "vsock"
+)
+
+const (
+	// portDeadline is how long the agent's port may take to appear.
+	portDeadline = 20 * time.Second
+	// hostAbsent is how long to wait where the port says that nobody is at its other end.
+	hostAbsent = 5 * time.Millisecond
+)
+
+// serveLinks hands every link to the host to use, one after another, until ctx ends.
+func serveLinks(ctx context.Context, transport string, use func(link)) error {
+	switch transport {
+	case transportVsock:
+		l, err := newVsockLink()
+		if err != nil {
+			return err
+		}
+		use(l)
+		return nil
+	case transportSerial:
+		dev, err := findPort("/sys", wire.PortName)
+		if err != nil {
+			return err
+		}
+		port, err := os.OpenFile(dev, os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		a := channel.Guest(&patientPort{File: port})
+		for {
+			s, err := a.Accept(ctx)
+			if err != nil {
+				return err
+			}
+			use(s)
+		}
+	}
+	return fmt.Errorf("transport %q is not known to this agent", transport)
+}
+
+// findPort waits for the device of the virtio-serial port with a name.
+func findPort(sys, name string) (string, error) {
+	for end := time.Now().Add(portDeadline); ; time.Sleep(time.Millisecond) {
+		files, err := filepath.Glob(filepath.Join(sys, "class/virtio-ports/*/name"))
+		if err != nil {
+			return "", err
+		}
+		for _, f := range files {
+			if b, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(b)) == name {
+				return "/dev/" + path.Base(path.Dir(f)), nil
+			}
+		}
+		if time.Now().After(end) {
+			return "", fmt.Errorf("find virtio-serial port %q: none after %v", name, portDeadline)
+		}
+	}
+}
+
+// patientPort is a virtio-serial port whose Read waits for the host. The kernel answers a read
+// with nothing as long as it has not heard that the host has opened its side, which may be after data came.
+type patientPort struct {
+	*os.File
+}
+
+// Read implements io.Reader.
+func (p *patientPort) Read(b []byte) (int, error) {
+	for {
+		n, err := p.File.Read(b)
+		if n > 0 || err != nil && !errors.Is(err, io.EOF) {
+			return n, err
+		}
+		time.Sleep(hostAbsent)
+	}
+}
+
+// vsockLink is the host by vsock. It lasts as long as the guest.
+type vsockLink struct {
+	listeners []*vsock.Listener
+	done      chan struct{}
+}
+
+// newVsockLink listens at once, so that the host finds the ports when the call has come.
+func newVsockLink() (*vsockLink, error) {
+	l := &vsockLink{done: make(chan struct{})}
+	for _, port := range []uint32{wire.PortAPI, wire.PortExec} {
+		li, err := vsock.ListenContextID(vsockAny, port, nil)
+		if err != nil {
+			return nil, fmt.Errorf("listen on vsock port %d: %w", port, err)
+		}
+		l.listeners = append(l.listeners, li)
+	}
+	return l, nil
+}
+
+// vsockAny is VMADDR_CID_ANY: a restored guest may have another CID.
+const vsockAny = 0xffffffff
+
+// Dial implements link.
+func (l *vsockLink) Dial(_ context.Context, port uint32) (net.Conn, error) {
+	return vsock.Dial(vsock.Host, port, nil)
+}
+
+// Done implements link: a vsock does not end.
+func (l *vsockLink) Done() <-chan struct{} { return l.done }
+
+// Serve implements link. Only the host is served: a process of the guest could connect as well.
+func (l *vsockLink) Serve(handler func(port uint32, conn net.Conn) bool) error {
+	var wg sync.WaitGroup
+	errs := make([]error, len(l.listeners))
+	for i, li := range l.listeners {
+		wg.Go(func() {
+			for {
+				conn, err := li.Accept()
+				if err != nil {
+					errs[i] = err
+					return
+				}
+				port := li.Addr().(*vsock.Addr).Port
+				from, ok := conn.RemoteAddr().(*vsock.Addr)
+				go func() {
+					if !ok || from.ContextID != vsock.Host || !handler(port, conn) {
+						conn.Close()
+					}
+				}()
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
