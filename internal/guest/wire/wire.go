@@ -33,7 +33,7 @@ const PortName = "org.banger.agent"
 
 // Ports the agent listens on.
 const (
-	// PortAPI speaks HTTP/1.1; the routes are in internal/guest/agent.
+	// PortAPI speaks HTTP/1.1; the routes are in internal/guest/guestapi.
 	PortAPI uint32 = 1000
 	// PortExec speaks the exec protocol, one process (or attachment to one) per stream.
 	PortExec uint32 = 1001
