@@ -1,0 +1,10 @@
+// Package image keeps the base drives VMs boot from: an image is a read-only
+// root file system, rootfs.ext4, and its configuration, image.json, in a
+// directory named by the digest of the former.
+//
+// store.go finds, checks and removes images, record.go is image.json.
+// catalog.go lists what can be pulled and from where, pull.go makes it local.
+// recipe.go builds Debian with mmdebstrap: host.go checks what that needs of the
+// host, scratch.go is where it works, status.go reads its progress, mise.go
+// fetches what is not in Debian.
+package image

@@ -1,0 +1,278 @@
+package image
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/deb"
+	"git.thaloco.com/thaloco/banger/internal/ext4"
+	"git.thaloco.com/thaloco/banger/internal/hostexec"
+	"git.thaloco.com/thaloco/banger/internal/progress"
+)
+
+//go:embed debian/customize.sh
+var customizeScript string
+
+// rootfsLabel is the volume name of base drives, rootfsMax their largest size in bytes.
+const (
+	rootfsLabel = "banger-base"
+	rootfsMax   = 64 << 30
+)
+
+// killGrace is how long mmdebstrap has to clean up after itself when it is cancelled.
+const killGrace = 5 * time.Second
+
+// archive is what a build fetches from Debian.
+type archive struct {
+	lines []string  // of a sources.list, without options
+	date  time.Time // of the newest release among them
+}
+
+// debian is one run of the recipe "debian".
+type debian struct {
+	store *Store
+	src   source
+	host  host
+	rep   progress.Reporter
+}
+
+// build writes the base drive to out, in the directory dir of the build.
+func (b *debian) build(ctx context.Context, dir, out string) error {
+	if err := b.host.check(); err != nil {
+		return err
+	}
+	arch, err := b.archive(ctx)
+	if err != nil {
+		return err
+	}
+	ns := b.host.userNS()
+	scratch, err := b.store.makeScratch(dir, ns)
+	if err != nil {
+		return err
+	}
+	keyring := filepath.Join(scratch, "archive.gpg")
+	if err := b.writeKeyring(keyring); err != nil {
+		return err
+	}
+	cmd := hostexec.Cmd{Argv: b.argv(arch, keyring), Dir: "/", Grace: killGrace, UserNS: ns,
+		Env: b.store.programEnv("TMPDIR="+scratch, "SOURCE_DATE_EPOCH="+strconv.FormatInt(arch.date.Unix(), 10))}
+	return b.run(ctx, cmd, arch.date, out)
+}
+
+// run runs mmdebstrap and makes a file system of the tar it writes, with mise before it.
+func (b *debian) run(ctx context.Context, cmd hostexec.Cmd, date time.Time, out string) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	rep := &lockedReporter{rep: b.rep}
+	status := newStatus(rep)
+	tarR, tarW := io.Pipe()
+	miseR, miseW := io.Pipe()
+	cmd.Stdout, cmd.Stderr = tarW, status
+
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { miseW.CloseWithError(b.mise(ctx, miseW, date, rep)) })
+	var runErr error
+	wg.Go(func() {
+		if runErr = b.store.cfg.Runner.Run(ctx, cmd); runErr != nil {
+			cancel(runErr) // and with it the download of mise
+		}
+		// Where it failed, the end of what it wrote must not look like the end of a tar.
+		tarW.CloseWithError(runErr)
+	})
+	in := io.MultiReader(miseR, &tarReader{r: tarR, rep: rep})
+	err := ext4.FromTar(ctx, in, out, ext4.Options{Label: rootfsLabel, MaxBytes: rootfsMax})
+	if err != nil {
+		cancel(err)
+	}
+	miseR.Close()
+	tarR.Close()
+	wg.Wait()
+	if runErr != nil && (err == nil || errors.Is(err, runErr)) {
+		return b.explain(runErr, status.complaints)
+	}
+	return err
+}
+
+// archive looks up the suites of the release: that they are there, genuine, and of which day.
+func (b *debian) archive(ctx context.Context) (archive, error) {
+	s, m := b.src, b.store.cfg.Mirrors
+	b.rep.Step("look up Debian " + s.Release)
+	var a archive
+	add := func(mirror, suite string) error {
+		rel, err := b.store.deb.Release(ctx, mirror, suite)
+		if err != nil {
+			return err
+		}
+		a.lines = append(a.lines, mirror+" "+suite+" main")
+		if rel.Date.After(a.date) {
+			a.date = rel.Date
+		}
+		return nil
+	}
+	for _, suite := range []string{s.Release, s.Updates} {
+		if suite == "" {
+			continue
+		}
+		if err := add(m.Main, suite); err != nil {
+			return archive{}, err
+		}
+	}
+	if s.Security == "" {
+		return a, nil
+	}
+	var errs []error
+	for _, mirror := range m.Security {
+		err := add(mirror, s.Security)
+		if err == nil {
+			return a, nil
+		}
+		if !deb.IsUnreachable(err) {
+			return archive{}, err
+		}
+		errs = append(errs, err)
+	}
+	if len(errs) == 0 {
+		return archive{}, api.Errorf(api.KindUnavailable, "no mirror of %s is known", s.Security).WithHint("set debian_mirror in config.toml")
+	}
+	return archive{}, errs[0]
+}
+
+// argv is the command that writes the root file system as a tar to its stdout.
+func (b *debian) argv(a archive, keyring string) []string {
+	argv := []string{"mmdebstrap", "--mode=unshare", "--variant=apt", "--format=tar", "--verbose",
+		"--include=" + strings.Join(b.src.Packages, ","), "--aptopt=Apt::Install-Recommends \"false\"",
+		"--aptopt=Acquire::Retries \"3\"", "--aptopt=Acquire::http::Timeout \"30\""}
+	for _, opt := range []string{
+		"path-exclude=/usr/share/man/*", "path-exclude=/usr/share/info/*", "path-exclude=/usr/share/lintian/*",
+		"path-exclude=/usr/share/locale/*", "path-include=/usr/share/locale/locale.alias",
+		"path-exclude=/usr/share/doc/*", "path-include=/usr/share/doc/*/copyright",
+	} {
+		argv = append(argv, "--dpkgopt="+opt)
+	}
+	argv = append(argv, "--customize-hook="+strings.ReplaceAll(customizeScript, "@RELEASE@", b.src.Release), b.src.Release, "-")
+	for _, line := range a.lines {
+		argv = append(argv, "deb [signed-by="+keyring+"] "+line)
+	}
+	return argv
+}
+
+// writeKeyring writes Debian's keys where apt can read them; the host may have none.
+func (b *debian) writeKeyring(path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for _, key := range b.store.cfg.Keyring {
+		if err := key.Serialize(f); err != nil {
+			return fmt.Errorf("write keyring: %w", err)
+		}
+	}
+	return f.Close()
+}
+
+// mise writes the program mise as the beginning of a tar to w. What keeps it from being fetched becomes a
+// note: an image without it is an image.
+func (b *debian) mise(ctx context.Context, w io.Writer, date time.Time, rep progress.Reporter) error {
+	if b.src.Mise == nil {
+		return nil
+	}
+	s := b.store
+	registry := npmRegistry(s.cfg.Getenv, b.host.files)
+	tgz, err := b.src.Mise.fetch(ctx, s.cfg.HTTP, registry, filepath.Join(s.cfg.CacheDir, "npm"))
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		rep.Note(fmt.Sprintf("the image comes without mise, which could not be fetched: %v", err))
+		return nil
+	}
+	return writeProgram(w, tgz, "usr/local/bin/mise", date)
+}
+
+// explain turns the failure of mmdebstrap into what the user can do about it.
+func (b *debian) explain(err error, complaints []string) error {
+	var exit *hostexec.ExitError
+	if !errors.As(err, &exit) {
+		return err
+	}
+	text := strings.Join(complaints, "; ")
+	if text == "" {
+		text = lastLine(exit.Stderr)
+	}
+	has := func(words ...string) bool {
+		for _, w := range words {
+			if strings.Contains(text, w) || strings.Contains(exit.Stderr, w) {
+				return true
+			}
+		}
+		return false
+	}
+	out := api.Errorf(api.KindUnavailable, "mmdebstrap: exit status %d: %s", exit.Status, text)
+	switch {
+	case has("No space left on device"):
+		return out.WithHint("make room in %s", strings.Join(b.store.cfg.ScratchDirs, " or "))
+	case has("Failed to fetch", "Could not resolve", "Could not connect", "Unable to connect", "Connection failed", "Temporary failure"):
+		return out.WithHint("is %s reachable? debian_mirror in config.toml names another mirror", b.store.cfg.Mirrors.Main)
+	case has("newuidmap", "newgidmap", "unshare"):
+		return out.WithHint("user namespaces may be restricted on this host: see sysctl kernel.unprivileged_userns_clone, " +
+			"kernel.apparmor_restrict_unprivileged_userns and user.max_user_namespaces")
+	}
+	return out
+}
+
+func lastLine(s string) string {
+	s = strings.TrimSpace(s)
+	return s[strings.LastIndexByte(s, '\n')+1:]
+}
+
+// tarReader tells how much of the file system has been written.
+type tarReader struct {
+	r    io.Reader
+	rep  progress.Reporter
+	done int64
+}
+
+func (t *tarReader) Read(p []byte) (int, error) {
+	n, err := t.r.Read(p)
+	if n > 0 {
+		t.done += int64(n)
+		t.rep.Bytes(t.done, 0)
+	}
+	return n, err
+}
+
+// lockedReporter lets several goroutines report the same work.
+type lockedReporter struct {
+	mu  sync.Mutex
+	rep progress.Reporter // guarded by mu
+}
+
+func (l *lockedReporter) Step(name string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rep.Step(name)
+}
+
+func (l *lockedReporter) Bytes(done, total int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rep.Bytes(done, total)
+}
+
+func (l *lockedReporter) Note(text string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rep.Note(text)
+}
