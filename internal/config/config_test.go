@@ -54,7 +54,7 @@ debian_mirror = "https://mirror.example/debian/"
 image_catalog = ["https://example.org/c.json", "~/catalog.json"]
 default_cpus = 8
 default_memory = "512MiB"
-default_disk = "1.5TiB"
+default_disk = "2T"
 
 [[file_sync]]
 host = "~/.netrc"
@@ -80,7 +80,7 @@ func TestEverything(t *testing.T) {
 			{Host: "/etc/pki", Guest: "/root/pki", Mode: 0o644}},
 		Engine: "qemu", Network: "bridge", DebianMirror: "https://mirror.example/debian",
 		ImageCatalog: []string{"https://example.org/c.json", "/home/me/catalog.json"},
-		DefaultCPUs:  8, DefaultMemory: "512MiB", DefaultDisk: "1.5TiB",
+		DefaultCPUs:  8, DefaultMemory: "512MiB", DefaultDisk: "2T",
 	}
 	if diff := cmp.Diff(want, c, ignore); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -154,9 +154,9 @@ func TestMistakes(t *testing.T) {
 		{"network = \"\"", `network: "" is not one of user, bridge`},
 		{"default_cpus = 0", `default_cpus: 0 is not between 1 and 256`},
 		{"tap_pool_size = -1", `tap_pool_size: -1 is not between 0 and 1024`},
-		{"default_memory = \"2\"", `default_memory: "2" is not a size such as 512MiB or 20GiB`},
-		{"default_disk = \"0GiB\"", `default_disk: "0GiB" is not a size`},
-		{"default_disk = \"-1GiB\"", `is not a size`},
+		{"default_memory = \"2\"", `default_memory: size "2": the unit is missing; write it like 512MiB or 20GiB`},
+		{"default_disk = \"0GiB\"", `default_disk: size "0GiB"`},
+		{"default_disk = \"-1GiB\"", `default_disk: size "-1GiB"`},
 		{"ssh_key_path = \"id\"", `ssh_key_path: "id" is not an absolute path`},
 		{"qemu_bin = \"~root/qemu\"", `only ~/ is expanded`},
 		{"qemu_bin = \"/a\\u0000b\"", `control characters`},

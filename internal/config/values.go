@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"git.thaloco.com/thaloco/banger/internal/disk"
 	"git.thaloco.com/thaloco/banger/internal/suggest"
 
 	"github.com/pelletier/go-toml/v2"
@@ -143,12 +144,10 @@ func checkListenAddr(s string) error {
 	return nil
 }
 
-var sizeForm = regexp.MustCompile(`^[0-9]{1,12}(\.[0-9]{1,6})?\s*([KMGT]i?B?|B)$`)
-
-// checkSize accepts what disk.ParseSize reads, given a unit.
+// checkSize accepts a size that disk.ParseSize reads.
 func checkSize(s string) error {
-	if !sizeForm.MatchString(s) || strings.Trim(s, "0.KMGTiB ") == "" {
-		return fmt.Errorf("%q is not a size such as 512MiB or 20GiB", s)
+	if _, err := disk.ParseSize(s); err != nil {
+		return fmt.Errorf("%w; write it like 512MiB or 20GiB", err)
 	}
 	return nil
 }

@@ -130,6 +130,11 @@ func looksLikeRepository(root string) bool {
 
 // broken is the error for a repository git cannot read.
 func (g git) broken(root, ref, said string) error {
+	for _, full := range []string{"No space left on device", "Out of diskspace", "Disk quota exceeded"} {
+		if strings.Contains(said, full) {
+			return diskFull(root)
+		}
+	}
 	said = strings.TrimSpace(said)
 	if _, fatal, ok := strings.Cut(said, "fatal: "); ok { // what comes before are warnings
 		said = fatal

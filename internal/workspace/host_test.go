@@ -128,7 +128,29 @@ func (h *host) stream(s *Source) (string, api.Workspace) {
 
 func (h *host) copy(dir string) (string, api.Workspace) {
 	h.Helper()
-	return h.stream(h.prepare(dir))
+	before := h.everything(dir)
+	guest, ws := h.stream(h.prepare(dir))
+	if diff := cmp.Diff(before, h.everything(dir)); diff != "" {
+		h.Errorf("the host's directory was touched: (-before +after)\n%s", diff)
+	}
+	return guest, ws
+}
+
+// everything lists a directory, .git and all, with the times of files and directories.
+func (h *host) everything(dir string) map[string]string {
+	h.Helper()
+	all := map[string]string{}
+	must(h.T, filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		st, err := d.Info()
+		if err == nil && !strings.HasPrefix(d.Name(), "sharedindex.") { // git keeps these young whenever it reads them
+			all[p] = fmt.Sprint(st.Mode(), st.Size(), st.ModTime())
+		}
+		return err
+	}))
+	return all
 }
 
 // view is what git and the file system say of a work tree.

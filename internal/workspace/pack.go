@@ -66,11 +66,21 @@ func (r *repo) pack(ctx context.Context) error {
 	if r.partial {
 		args = append(args, "--missing=allow-promisor")
 	}
+	objects, err := r.gitPath(ctx, "objects")
+	if err != nil {
+		return err
+	}
+	own := filepath.Join(r.temp, "objects") // git writes temporary files to its object directory: not to the host's
+	if err := os.Mkdir(own, 0o700); err != nil {
+		return fmt.Errorf("pack the history of %q: %w", r.root, err)
+	}
+	env := []string{"GIT_INDEX_FILE=" + r.indexFile(), "GIT_OBJECT_DIRECTORY=" + own,
+		`GIT_ALTERNATE_OBJECT_DIRECTORIES="` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(objects) + `"`}
 	var in strings.Builder
 	for _, id := range r.tips {
 		in.WriteString(id + "\n")
 	}
-	out, err := r.indexed(ctx, strings.NewReader(in.String()), append(args, filepath.Join(r.temp, "pack"))...)
+	out, err := r.git.output(ctx, r.root, strings.NewReader(in.String()), env, append(args, filepath.Join(r.temp, "pack"))...)
 	if err != nil {
 		if code, said := status(err); code > 0 {
 			return r.git.broken(r.root, "the objects", said)

@@ -25,6 +25,8 @@ import (
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/hostexec"
+
+	"golang.org/x/sys/unix"
 )
 
 // Config is what Prepare needs.
@@ -107,7 +109,7 @@ func Prepare(ctx context.Context, cfg Config, path string) (*Source, error) {
 			WithHint("give a directory below it")
 	}
 	s.Name = filepath.Base(s.Root)
-	if s.temp, err = os.MkdirTemp(cfg.TempDir, "banger-workspace-"); err != nil {
+	if s.temp, err = makeTemp(cfg.TempDir); err != nil {
 		return nil, fmt.Errorf("copy %q: %w", path, err)
 	}
 	l := lister{git: g, source: s}
@@ -127,6 +129,32 @@ func Prepare(ctx context.Context, cfg Config, path string) (*Source, error) {
 
 // Close removes temporary files. The Source is of no use after it.
 func (s *Source) Close() error { return os.RemoveAll(s.temp) }
+
+// tempPrefix begins the names of temporary directories.
+const tempPrefix = "banger-workspace-"
+
+func makeTemp(dir string) (string, error) {
+	if dir != "" {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return "", err
+		}
+	}
+	return os.MkdirTemp(dir, tempPrefix)
+}
+
+// RemoveStale removes from a TempDir what a process that was killed has left there. No Source of it may be open.
+func RemoveStale(tempDir string) error {
+	entries, err := os.ReadDir(tempDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), tempPrefix) {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(tempDir, e.Name())))
+		}
+	}
+	return err
+}
 
 // resolve makes a path absolute and free of symbolic links, and checks that it is a directory.
 func resolve(path string) (string, error) {
@@ -157,11 +185,20 @@ func unreadable(path string, err error) error {
 	if errors.As(err, &pe) {
 		err = pe.Err
 	}
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return diskFull(path)
+	}
 	out := api.Errorf(api.KindInvalid, "read %q: %w", path, err)
 	if errors.Is(err, fs.ErrPermission) {
 		return out.WithHint("make it readable for you (chmod u+r), move it out of the directory, or have git ignore it")
 	}
 	return out
+}
+
+// diskFull is the error where the temporary directory has no room for the history or index of path.
+func diskFull(path string) error {
+	return api.Errorf(api.KindUnavailable, "pack the history of %q: the disk is full", path).
+		WithHint("make room on the file system of banger's cache (~/.cache/banger); the history is packed there while it is copied")
 }
 
 func sameFile(a, b string) bool {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -201,6 +202,15 @@ func TestPlainDirectory(t *testing.T) {
 	}
 	if target, err := os.Readlink(guest + "/link"); err != nil || target != "../../outside" {
 		t.Errorf("link to %q, %v", target, err)
+	}
+}
+
+func TestPathsThatHurt(t *testing.T) {
+	h := newHost(t)
+	for _, name := range []string{"a b:c\"d\\e;$(x)\xff'/-r", "line\nbreak"} {
+		dir := h.repo(name)
+		guest, _ := h.copy(dir)
+		h.same(dir, guest)
 	}
 }
 
@@ -550,6 +560,50 @@ func TestStreamEnds(t *testing.T) {
 	}
 	if _, err := Prepare(ctx, h.config(), h.dir+"/plain"); !errors.Is(err, stopped) {
 		t.Errorf("%v, want the cause of the end", err)
+	}
+}
+
+func TestRemoveStale(t *testing.T) {
+	h := newHost(t)
+	cfg := h.config()
+	cfg.TempDir = h.dir + "/new/temp"
+	must(t, RemoveStale(cfg.TempDir))
+	if _, err := Prepare(t.Context(), cfg, h.repo("r")); err != nil { // and never closed
+		t.Fatal(err)
+	}
+	h.file("new/temp/other", "x")
+	must(t, RemoveStale(cfg.TempDir))
+	left, err := os.ReadDir(cfg.TempDir)
+	if err != nil || len(left) != 1 || left[0].Name() != "other" {
+		t.Errorf("%v, %v", left, err)
+	}
+}
+
+// A temporary directory without room is named, and nothing stays in it.
+func TestTemporaryDirectoryFull(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to mount a small file system")
+	}
+	h := newHost(t)
+	dir := h.repo("r")
+	random := make([]byte, 1<<20)
+	rand.NewChaCha8([32]byte{}).Read(random)
+	h.file("r/big", string(random))
+	h.git(dir, "add", "-A")
+	cfg := h.config()
+	cfg.TempDir = t.TempDir()
+	must(t, unix.Mount("banger-test", cfg.TempDir, "tmpfs", 0, "size=256k"))
+	t.Cleanup(func() {
+		if err := unix.Unmount(cfg.TempDir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	_, err := Prepare(t.Context(), cfg, dir)
+	if api.KindOf(err) != api.KindUnavailable || !strings.Contains(err.Error(), "disk is full") {
+		t.Errorf("%v", err)
+	}
+	if left, err := os.ReadDir(cfg.TempDir); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
 
