@@ -196,7 +196,7 @@ func run(args []string) (int, error) {
 	q := newMonitor(m, qmpConn)
 	v := &vm{knobs: k, boots: boots, boot: boot, monitor: q, end: make(chan string, 1), up: make(chan struct{})}
 	go q.serve()
-	go v.console()
+	v.console() // as a kernel does before it has a user space
 	if err := v.startGuest(agent); err != nil {
 		return 1, err
 	}

@@ -35,9 +35,16 @@ const (
 // Observe looks at this host. qemuBin is the configured path of QEMU, empty for that of PATH. It takes some 50 ms
 // and changes nothing.
 func Observe(ctx context.Context, qemuBin string) Observations {
-	o := Observations{Arch: runtime.GOARCH, QEMU: Program{Configured: qemuBin}}
+	o := observeHost()
+	o.QEMU = findQEMU(qemuBin)
+	o.QEMU.ask(ctx)
+	return o
+}
+
+// observeHost looks at all but programs.
+func observeHost() Observations {
+	o := Observations{Arch: runtime.GOARCH}
 	o.observeKVM()
-	o.observeQEMU(ctx, qemuBin)
 	o.CPUFlags = fromFile("/proc/cpuinfo", parseFlags)
 	o.Distro = fromFile("/etc/os-release", parseOSRelease)
 	modules, _ := filepath.Glob("/sys/module/kvm*") // its only error is a bad pattern
@@ -78,25 +85,35 @@ func errnoName(err error) string {
 	return err.Error()
 }
 
-func (o *Observations) observeQEMU(ctx context.Context, qemuBin string) {
-	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
-	defer cancel()
-	var run hostexec.Runner
-	name := qemuBin
+// findQEMU finds QEMU's program, without its version.
+func findQEMU(configured string) Program {
+	p := Program{Configured: configured}
+	name := configured
 	if name == "" {
 		name = qemuProgram
 	}
-	path, err := run.LookPath(name)
+	path, err := hostexec.Runner{}.LookPath(name)
 	if err == nil {
 		path, err = filepath.Abs(path)
 	}
-	if err != nil {
+	if err == nil {
+		p.Path = path
+	}
+	return p
+}
+
+// ask asks the program for its version.
+func (p *Program) ask(ctx context.Context) {
+	if p.Path == "" {
 		return
 	}
-	o.QEMU.Path = path
-	out, err := run.Output(ctx, hostexec.Cmd{Argv: []string{path, "--version"}, Env: []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"}})
+	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
+	defer cancel()
+	out, err := hostexec.Runner{}.Output(ctx, hostexec.Cmd{
+		Argv: []string{p.Path, "--version"}, Env: []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"},
+	})
 	if err == nil {
-		o.QEMU.Version = qemuVersion(string(out))
+		p.Version = qemuVersion(string(out))
 	}
 }
 

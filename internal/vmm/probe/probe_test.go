@@ -145,3 +145,33 @@ func TestParse(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+func TestProberAsksOnce(t *testing.T) {
+	dir := t.TempDir()
+	bin, asked := filepath.Join(dir, "qemu"), filepath.Join(dir, "asked")
+	script := func(version string) {
+		t.Helper()
+		text := "#!/bin/sh\necho x >>" + asked + "\necho 'QEMU emulator version " + version + "'\n"
+		if err := os.WriteFile(bin, []byte(text), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	times := func() int {
+		b, _ := os.ReadFile(asked)
+		return strings.Count(string(b), "x")
+	}
+	script("8.0.1")
+	p := &Prober{Config: Config{QEMUBin: bin}}
+	for range 3 {
+		if d, err := p.Choose(t.Context()); err != nil || d.Binary != bin {
+			t.Fatalf("it gives %+v, %v", d, err)
+		}
+	}
+	if n := times(); n != 1 {
+		t.Errorf("the version was asked for %d times", n)
+	}
+	script("5.0.11") // another length: another program
+	if _, err := p.Choose(t.Context()); api.KindOf(err) != api.KindUnavailable {
+		t.Errorf("an older program in its place gives %v", err)
+	}
+}
