@@ -161,11 +161,16 @@ func (h *host) view(dir string) map[string]string {
 	for _, args := range [][]string{
 		{"ls-files", "-s", "-z"}, {"ls-files", "-v", "-z"}, {"status", "--porcelain", "-z"}, {"status", "--porcelain=v2", "--branch", "-z"},
 		{"for-each-ref"}, {"symbolic-ref", "-q", "HEAD"}, {"rev-parse", "-q", "--verify", "HEAD"},
-		{"log", "--format=%H %P", "--all"}, {"diff", "--binary"}, {"diff", "--cached", "--binary"}, {"status"},
+		{"log", "--format=%H %P", "--glob=refs/*"}, {"log", "--format=%H %P"}, {"diff", "--binary"}, {"diff", "--cached", "--binary"}, {"status"},
 	} {
 		out, err := h.try(dir, args...)
 		if rest, ok := strings.CutPrefix(out, "HEAD detached "); ok { // at or from where: that is in the reflog
 			_, out, _ = strings.Cut(rest, "\n")
+		}
+		if args[0] == "log" { // commits of the same second come in any order
+			lines := strings.Split(out, "\n")
+			slices.Sort(lines)
+			out = strings.Join(lines, "\n")
 		}
 		out = strings.TrimPrefix(out, "Not currently on any branch.\n")
 		v[strings.Join(args, " ")] = fmt.Sprintf("%q %v", strings.Split(out, "\x00"), exitOf(err))
