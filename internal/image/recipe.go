@@ -90,8 +90,8 @@ func (b *debian) run(ctx context.Context, cmd hostexec.Cmd, date time.Time, out 
 		// Where it failed, the end of what it wrote must not look like the end of a tar.
 		tarW.CloseWithError(runErr)
 	})
-	in := io.MultiReader(miseR, &tarReader{r: tarR, rep: rep})
-	err := ext4.FromTar(ctx, in, out, ext4.Options{Label: rootfsLabel, MaxBytes: rootfsMax})
+	root := &tarReader{r: tarR, rep: rep}
+	err := ext4.FromTar(ctx, io.MultiReader(miseR, root), out, ext4.Options{Label: rootfsLabel, MaxBytes: rootfsMax})
 	if err != nil {
 		cancel(err)
 	}
@@ -100,6 +100,9 @@ func (b *debian) run(ctx context.Context, cmd hostexec.Cmd, date time.Time, out 
 	wg.Wait()
 	if runErr != nil && (err == nil || errors.Is(err, runErr)) {
 		return b.explain(runErr, status.complaints)
+	}
+	if err == nil && root.done == 0 {
+		return errors.New("mmdebstrap wrote no file system")
 	}
 	return err
 }
@@ -154,6 +157,7 @@ func (b *debian) argv(a archive, keyring string) []string {
 		"--include=" + strings.Join(b.src.Packages, ","), "--aptopt=Apt::Install-Recommends \"false\"",
 		"--aptopt=Acquire::Retries \"3\"", "--aptopt=Acquire::http::Timeout \"30\""}
 	for _, opt := range []string{
+		"force-unsafe-io", // a build that a crash breaks off is thrown away
 		"path-exclude=/usr/share/man/*", "path-exclude=/usr/share/info/*", "path-exclude=/usr/share/lintian/*",
 		"path-exclude=/usr/share/locale/*", "path-include=/usr/share/locale/locale.alias",
 		"path-exclude=/usr/share/doc/*", "path-include=/usr/share/doc/*/copyright",

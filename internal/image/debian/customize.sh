@@ -9,7 +9,10 @@ units=$etc/systemd/system
 rm -f "$etc"/ssh/ssh_host_* "$etc/resolv.conf" "$etc/hostname" "$root/var/lib/dbus/machine-id"
 : >"$etc/machine-id"
 rm -f "$etc/apt/apt.conf.d/99mmdebstrap"
-[ ! -e "$etc/dpkg/dpkg.cfg.d/99mmdebstrap" ] || mv "$etc/dpkg/dpkg.cfg.d/99mmdebstrap" "$etc/dpkg/dpkg.cfg.d/banger-slim"
+if [ -e "$etc/dpkg/dpkg.cfg.d/99mmdebstrap" ]; then
+	grep '^path-' "$etc/dpkg/dpkg.cfg.d/99mmdebstrap" >"$etc/dpkg/dpkg.cfg.d/banger-slim"
+	rm "$etc/dpkg/dpkg.cfg.d/99mmdebstrap"
+fi
 cat >"$etc/apt/sources.list" <<SOURCES
 deb http://deb.debian.org/debian @RELEASE@ main
 deb http://deb.debian.org/debian @RELEASE@-updates main
