@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -150,4 +151,46 @@ func TestRealBuild(t *testing.T) {
 		t.Errorf("left behind: %q", left)
 	}
 	assertOnly(t, cfg.Dir, strings.Replace(img.Digest, ":", "-", 1))
+}
+
+// TestRealCancel cancels a real build while packages are installed: no process and no file is left.
+func TestRealCancel(t *testing.T) {
+	s, cfg := realStore(t)
+	for _, at := range []string{"download packages", "install packages"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		rep := &recorder{onBytes: func(step string, done int64) {
+			if step == at && done > 20e6 {
+				cancel()
+			}
+		}}
+		_, err := s.Pull(ctx, DefaultName, PullOptions{Build: true}, rep)
+		if api.KindOf(err) != api.KindCancelled {
+			t.Fatalf("%s: %v", at, err)
+		}
+		if left := scratchLeft(t, s.cfg.ScratchDirs...); len(left) > 0 {
+			t.Errorf("%s: left behind: %q", at, left)
+		}
+		assertOnly(t, cfg.Dir)
+		if got := processesIn(t, scratchPrefix); len(got) > 0 {
+			t.Errorf("%s: still running: %q", at, got)
+		}
+	}
+}
+
+// processesIn returns the command lines that name part of a path.
+func processesIn(t *testing.T, part string) []string {
+	t.Helper()
+	found, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, f := range found {
+		b, err := os.ReadFile(f)
+		if err == nil && strings.Contains(string(b), part) {
+			out = append(out, strings.ReplaceAll(string(b), "\x00", " "))
+		}
+	}
+	return out
 }
