@@ -190,6 +190,8 @@ func (b *boot) watch(ctx context.Context) func() outcome {
 		case <-welcome:
 			deadline.Stop()
 			welcome = nil
+			t := time.AfterFunc(trimAfter, trim)
+			defer t.Stop()
 		case <-deadline.C:
 			if welcome == nil {
 				continue

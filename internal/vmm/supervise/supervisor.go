@@ -55,6 +55,7 @@ type supervisor struct {
 	tsc func() int
 
 	// Of the main goroutine alone:
+	began     time.Time
 	ready     *readiness
 	rec       record
 	noSandbox bool // this QEMU has no seccomp filter
@@ -123,7 +124,7 @@ func supervise(dir string, grace time.Duration, ready *readiness) error {
 		return err
 	}
 	defer lock.Close()
-	s := &supervisor{endingGrace: grace, guest: newGuestLine(), ready: ready}
+	s := &supervisor{endingGrace: grace, guest: newGuestLine(), ready: ready, began: time.Now()}
 	if err := readJSON(".", paths.VMSpec, &s.spec); err != nil {
 		return fmt.Errorf("supervise: %w", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/paths"
@@ -35,6 +36,7 @@ func (s *supervisor) started(v *qemu.VMM) {
 		st.Boots++
 		st.Mark, st.Agent, st.Init, st.Ending = api.MarkNone, "", "", ""
 	})
+	s.log.Info("the vmm runs", "pid", v.PID(), "supervisor_ms", time.Since(s.began).Milliseconds())
 	s.ready.tell(nil)
 }
 
