@@ -9,11 +9,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Cmd is a program to run: no shell, no quoting.
@@ -166,10 +169,18 @@ func (r Runner) StartDaemon(d Daemon) (*os.Process, error) {
 		cmd.Stdout, cmd.Stderr = d.Log, d.Log
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	keepDescriptors()
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", d.Argv[0], err)
 	}
 	return cmd.Process, nil
+}
+
+// keepDescriptors keeps this process's descriptors to itself: what it inherited (a lock of the script that runs it, a
+// pipe somebody waits on) must not live on in a program that outlives it. Go's own are so already. Linux before 5.11
+// cannot do it at once, and then it is not done.
+func keepDescriptors() {
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 }
 
 // Child is a running program whose life the caller owns.
@@ -185,6 +196,7 @@ func (r Runner) StartChild(argv []string, dir string, env []string, stdout, stde
 	cmd := exec.Command(path, argv[1:]...)
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = dir, env, stdout, stderr, files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	keepDescriptors()
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", argv[0], err)
 	}
