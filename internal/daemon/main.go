@@ -40,7 +40,6 @@ func Main(args []string) int {
 }
 
 func run() error {
-	syscall.Umask(0o077)
 	signal.Ignore(syscall.SIGHUP) // a terminal that closes is no reason to stop
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()

@@ -31,6 +31,8 @@ type Cmd struct {
 	Stderr io.Writer
 	// Grace is how long after SIGTERM (context ended) the process group is killed; 0 for 5 s.
 	Grace time.Duration
+	// Umask is the program's, octal digits such as "022"; empty for the caller's.
+	Umask string
 	// UserNS, where it is not nil, makes the program root of a user namespace of its own and nobody
 	// outside; the caller must be root.
 	UserNS *UserNS
@@ -107,7 +109,11 @@ func (r Runner) command(ctx context.Context, c Cmd) (*exec.Cmd, *tailWriter, err
 	if err != nil {
 		return nil, nil, err
 	}
-	cmd := exec.CommandContext(ctx, path, c.Argv[1:]...)
+	argv := append([]string{path}, c.Argv[1:]...)
+	if c.Umask != "" { // SysProcAttr cannot, and Go's own umask is the whole process's
+		argv = append([]string{"/bin/sh", "-c", `umask "$0" && exec "$@"`, c.Umask}, argv...)
+	}
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Dir, cmd.Env, cmd.Stdin, cmd.Stdout = c.Dir, c.Env, c.Stdin, c.Stdout
 	tail := &tailWriter{also: c.Stderr}
 	cmd.Stderr = tail

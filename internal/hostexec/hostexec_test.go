@@ -35,6 +35,13 @@ func TestRunSaysWhichSignal(t *testing.T) {
 	}
 }
 
+func TestUmask(t *testing.T) {
+	got, err := Runner{}.Output(t.Context(), Cmd{Argv: []string{"sh", "-c", "umask; echo \"$@\"", "sh", "a b"}, Umask: "027"})
+	if err != nil || string(got) != "0027\na b\n" {
+		t.Errorf("Output = %q, %v", got, err)
+	}
+}
+
 func TestNotInstalled(t *testing.T) {
 	err := Runner{}.Run(t.Context(), Cmd{Argv: []string{"no-such-program"}})
 	if !errors.Is(err, ErrNotInstalled) || !strings.Contains(err.Error(), "no-such-program") {

@@ -64,7 +64,7 @@ func (b *debian) build(ctx context.Context, dir, out string) error {
 	if err := b.writeKeyring(keyring); err != nil {
 		return err
 	}
-	cmd := hostexec.Cmd{Argv: b.argv(arch, keyring), Dir: "/", Grace: killGrace, UserNS: ns,
+	cmd := hostexec.Cmd{Argv: b.argv(arch, keyring), Dir: "/", Grace: killGrace, UserNS: ns, Umask: "022", // the user's own may be narrow
 		Env: b.store.programEnv("TMPDIR="+scratch, "SOURCE_DATE_EPOCH="+strconv.FormatInt(arch.date.Unix(), 10))}
 	return b.run(ctx, cmd, arch.date, out)
 }
@@ -183,7 +183,7 @@ func (b *debian) writeKeyring(path string) error {
 			return fmt.Errorf("write keyring: %w", err)
 		}
 	}
-	return f.Close()
+	return errors.Join(f.Chmod(0o644), f.Close()) // whatever the umask is
 }
 
 // mise writes the program mise as the beginning of a tar to w. What keeps it from being fetched becomes a
