@@ -169,6 +169,9 @@ func (b *boot) watch(ctx context.Context) func() outcome {
 	s := b.s
 	deadline := time.NewTimer(s.bootDeadline())
 	defer deadline.Stop()
+	idle := time.NewTimer(trimEvery)
+	defer idle.Stop()
+	streams := ^uint32(0)
 	disk := time.NewTicker(diskPoll)
 	defer disk.Stop()
 	var grace <-chan time.Time
@@ -190,8 +193,14 @@ func (b *boot) watch(ctx context.Context) func() outcome {
 		case <-welcome:
 			deadline.Stop()
 			welcome = nil
-			t := time.AfterFunc(trimAfter, trim)
-			defer t.Stop()
+			idle.Reset(trimAfter)
+		case <-idle.C:
+			// Again only where the guest was talked to in the meantime.
+			if n := s.vsock.streams.Load(); n != streams {
+				streams = n
+				trim()
+			}
+			idle.Reset(trimEvery)
 		case <-deadline.C:
 			if welcome == nil {
 				continue

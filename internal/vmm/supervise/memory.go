@@ -12,8 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// trimAfter is how long after a boot's first call the supervisor gives back the memory it took to get there.
-const trimAfter = 5 * time.Second
+// How long after a boot's first call the supervisor gives back the memory it took to get there, and how often it
+// then looks whether there is more to give back.
+const (
+	trimAfter = 5 * time.Second
+	trimEvery = 30 * time.Second
+)
 
 // trim gives the kernel back what is not needed to wait: freed memory of the heap, and the pages of the program that ran
 // only once. bangerd is a large program of which a supervisor uses little, but starting it touches

@@ -45,6 +45,7 @@ type supervisor struct {
 
 	board watch.Board
 	guest *guestLine
+	vsock *vsockServer
 	// killed ends when the VM is to end at once.
 	killed context.Context
 	kill   context.CancelFunc
@@ -222,7 +223,8 @@ func (s *supervisor) serve(ctx context.Context) error {
 	defer remove(".", paths.VMSupervisor)
 	server := &controlServer{s: s, log: s.log}
 	go server.serve(ctx, control)
-	go (&vsockServer{dial: s.guest.dial, log: s.log}).serve(ctx, vsock)
+	s.vsock = &vsockServer{dial: s.guest.dial, log: s.log}
+	go s.vsock.serve(ctx, vsock)
 
 	end := s.runVM(ctx)
 	end.At = time.Now().UTC()
