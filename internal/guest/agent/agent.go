@@ -107,7 +107,7 @@ func readHandover(fd uintptr) (handover, error) {
 	if err := json.NewDecoder(f).Decode(&h); err != nil {
 		return h, fmt.Errorf("read what init hands over: %w", err)
 	}
-	for _, fd := range []int{fdData, fdModules} {
+	for _, fd := range []int{fdData, fdModules, fdHeard} {
 		unix.CloseOnExec(fd)
 	}
 	return h, nil
@@ -142,6 +142,7 @@ func (a *agent) welcome(r wire.CallReply) {
 	}
 	close(a.welcomed)
 	a.call.reached(api.MarkAgent)
+	_ = unix.Close(fdHeard)
 	a.log.Info("reachable", "boot_ms", bootMillis())
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,7 +28,12 @@ const (
 	fdHandover = 3
 	fdData     = 4 // the data drive's file system
 	fdModules  = 5 // moduleDir of the initramfs
+	fdHeard    = 6 // a pipe the agent closes once the host has heard of it
 )
+
+// headStart is how long the image's init waits for the agent to be heard. With one CPU the two would
+// otherwise share it, and what the user waits for first would come last.
+const headStart = 500 * time.Millisecond
 
 // bootMain is PID 1 of the initramfs. It does not return: it becomes the image's init, or stays.
 // A boot that cannot go on says why on the console and resets.
@@ -154,16 +160,24 @@ func startAgent(h handover, data, modules int) (*os.Process, error) {
 		return nil, fmt.Errorf("start the agent: %w", err)
 	}
 	defer null.Close()
+	heard, hear, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("start the agent: %w", err)
+	}
+	defer heard.Close()
 	p, err := os.StartProcess("/proc/self/exe", []string{agentName}, &os.ProcAttr{
 		Dir: "/",
 		Env: []string{"PATH=" + defaultPath, "HOME=/root"},
 		Files: []*os.File{null, os.Stdout, os.Stderr, f,
-			os.NewFile(uintptr(data), "data"), os.NewFile(uintptr(modules), "modules")},
+			os.NewFile(uintptr(data), "data"), os.NewFile(uintptr(modules), "modules"), hear},
 		Sys: &syscall.SysProcAttr{Setsid: true},
 	})
+	hear.Close()
 	if err != nil {
 		return nil, fmt.Errorf("start the agent: %w", err)
 	}
+	_ = heard.SetReadDeadline(time.Now().Add(headStart))
+	_, _ = heard.Read(make([]byte, 1)) // its end, or the deadline
 	return p, nil
 }
 

@@ -111,7 +111,9 @@ func enterRoot(d drives, log *bootLog) (int, error) {
 		return 0, fmt.Errorf("prepare the data drive: %w", err)
 	}
 	overlay := mountPoint{source: "overlay", target: "/newroot", fstype: "overlay", options: overlayOptions}
-	if err := overlay.mount(); err != nil {
+	if err := overlay.mount(); errors.Is(err, unix.ESTALE) {
+		return 0, fmt.Errorf("%w: the data drive was made with another image", err)
+	} else if err != nil {
 		return 0, err
 	}
 	log.step("overlay mounted")
@@ -206,7 +208,10 @@ func (t tree) attach() error {
 	defer unix.Close(t.fd)
 	err := unix.MoveMount(t.fd, "", unix.AT_FDCWD, t.path, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS)
 	if errors.Is(err, unix.ENOENT) {
-		if err := os.MkdirAll(t.path, t.mode.Perm()); err != nil {
+		if err := os.MkdirAll(path.Dir(t.path), 0o755); err != nil {
+			return err
+		}
+		if err := makeDir(t.path, t.mode); err != nil {
 			return err
 		}
 		err = unix.MoveMount(t.fd, "", unix.AT_FDCWD, t.path, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS)

@@ -49,8 +49,11 @@ ExecStart=/bin/true
 func units() []unitFile {
 	out := markUnits("ready", readyPipe, "basic.target")
 	out = append(out, markUnits("full", fullPipe, "default.target")...)
-	for _, tty := range []string{"ttyS0", "hvc0"} {
-		out = append(out, unitFile{path: "system.control/serial-getty@" + tty + ".service", target: "/dev/null"})
+	for _, masked := range []string{
+		"serial-getty@ttyS0.service", "serial-getty@hvc0.service",
+		"systemd-remount-fs.service", // an image's fstab knows nothing of this root
+	} {
+		out = append(out, unitFile{path: "system.control/" + masked, target: "/dev/null"})
 	}
 	return out
 }
