@@ -123,7 +123,7 @@ func TestFsckIsSilent(t *testing.T) {
 		"one group filled partly":     bigs(100),
 		"two groups":                  bigs(140),
 		"last group hardly begun":     bigs(127),
-		"five groups":                 bigs(520),
+		"three groups":                bigs(270),
 		"many zeros":                  {file("zeros", make([]byte, 200<<20))},
 		"a file with an extent block": {file("long", make([]byte, 600<<20))},
 	} {
@@ -356,7 +356,7 @@ func TestSparseWriter(t *testing.T) {
 	w := &sparseWriter{f: f}
 	var want []byte
 	rnd := rand.New(rand.NewPCG(1, 2))
-	for range 2000 {
+	for range 300 {
 		at := len(want)
 		if rnd.IntN(4) == 0 {
 			at = rnd.IntN(len(want) + 1)
