@@ -1,26 +1,101 @@
 package supervise
 
 import (
+	"context"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"git.thaloco.com/thaloco/banger/internal/disk"
+	"git.thaloco.com/thaloco/banger/internal/guest/exec"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 	"git.thaloco.com/thaloco/banger/internal/hostexec"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 	"git.thaloco.com/thaloco/banger/internal/vmm/vmmtest"
 )
 
-// TestRealConformance runs the suite on QEMU. It needs
+// TestRealConformance runs the suite on QEMU. The real tests need
 //
 //	BANGER_TEST_KERNEL  a directory with vmlinux, boot.cpio and modules.ext4
 //	BANGER_TEST_AGENT   an initramfs archive with the agent
 //	BANGER_TEST_IMAGE   a root file system
 //	BANGER_TEST_PANIC   the command that makes its kernel panic; "panic" where it is unset
 func TestRealConformance(t *testing.T) {
+	newSpec := realVM(t)
+	vmmtest.Run(t, func(t *testing.T) vmmtest.Fixture {
+		dir := filepath.Join(t.TempDir(), "a,b=c")
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		return vmmtest.Fixture{
+			Engine: newEngine(t), Again: newEngine(t), Dir: dir, Spec: newSpec(t, dir), Patience: 2 * time.Minute,
+			Panic: strings.Fields(os.Getenv("BANGER_TEST_PANIC")),
+		}
+	})
+}
+
+// TestRealFullDisk fills the host's disk from the guest, and makes room.
+func TestRealFullDisk(t *testing.T) {
+	newSpec := realVM(t)
+	if os.Geteuid() != 0 {
+		t.Skip("mounting a small file system needs root")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=48m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	ctx := within(t, 2*time.Minute)
+	m, err := newEngine(t).Start(ctx, dir, newSpec(t, dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &run{machine: m.(*machine), ctx: ctx, dir: dir}
+	defer r.Close()
+	defer func() { _ = r.Kill(within(t, 30*time.Second)) }()
+	r.awaitFull(t)
+	written := r.orderLater("dd", "if=/dev/urandom", "of=/root/big", "bs=1M", "count=80", "conv=fsync")
+	r.await(t, func(st vmm.Status) bool { return st.PauseReason == pausedDiskFull || st.Phase == vmm.PhaseEnded })
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_REMOUNT, "size=300m"); err != nil {
+		t.Fatal(err)
+	}
+	r.await(t, func(st vmm.Status) bool { return st.Phase == vmm.PhaseRunning || st.Phase == vmm.PhaseEnded })
+	if exit := <-written; exit.err != nil || exit.status != 0 {
+		t.Errorf("the guest's write ended with status %d, %v", exit.status, exit.err)
+	}
+}
+
+// exit is how a command of the guest ended.
+type exit struct {
+	status int
+	err    error
+}
+
+// orderLater runs a command in the guest in the background.
+func (r *run) orderLater(argv ...string) <-chan exit {
+	done := make(chan exit, 1)
+	go func() {
+		e, err := exec.Run(r.ctx, exec.Options{
+			Dial:  func(ctx context.Context) (net.Conn, error) { return r.Dial(ctx, wire.PortExec) },
+			Start: wire.ExecStart{Argv: argv, NoStdin: true},
+		})
+		done <- exit{e.Status, err}
+	}()
+	return done
+}
+
+// realVM returns what makes the data drive and the spec of a VM in a directory.
+func realVM(t *testing.T) func(t *testing.T, dir string) vmm.Spec {
+	t.Helper()
 	kernel, agent, image := os.Getenv("BANGER_TEST_KERNEL"), os.Getenv("BANGER_TEST_AGENT"), os.Getenv("BANGER_TEST_IMAGE")
 	if kernel == "" || agent == "" || image == "" {
 		t.Skip("BANGER_TEST_KERNEL, BANGER_TEST_AGENT and BANGER_TEST_IMAGE do not name what a VM is made of")
@@ -29,15 +104,12 @@ func TestRealConformance(t *testing.T) {
 	if err != nil {
 		t.Skip(err)
 	}
-	vmmtest.Run(t, func(t *testing.T) vmmtest.Fixture {
-		dir := filepath.Join(t.TempDir(), "a,b=c")
-		if err := os.Mkdir(dir, 0o700); err != nil {
-			t.Fatal(err)
-		}
+	return func(t *testing.T, dir string) vmm.Spec {
+		t.Helper()
 		if err := disk.Create(within(t, time.Minute), filepath.Join(dir, "data.ext4"), 20<<30); err != nil {
 			t.Fatal(err)
 		}
-		spec := vmm.Spec{
+		return vmm.Spec{
 			Version: vmm.SpecVersion, VM: "0123456789abcdef", Name: "dev", Engine: "qemu", Binary: qemu, Accel: "tcg",
 			CPUs: 1, MemoryMiB: 512, Kernel: filepath.Join(kernel, "vmlinux"),
 			Initramfs: []string{filepath.Join(kernel, "boot.cpio"), agent},
@@ -48,9 +120,5 @@ func TestRealConformance(t *testing.T) {
 			},
 			Identity: wire.Identity{VM: "0123456789abcdef", Hostname: "dev", MachineID: strings.Repeat("0123456789abcdef", 2)},
 		}
-		return vmmtest.Fixture{
-			Engine: newEngine(t), Again: newEngine(t), Dir: dir, Spec: spec, Patience: 2 * time.Minute,
-			Panic: strings.Fields(os.Getenv("BANGER_TEST_PANIC")),
-		}
-	})
+	}
 }
