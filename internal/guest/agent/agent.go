@@ -44,8 +44,9 @@ type agent struct {
 	welcomed chan struct{} // closed after the first welcome: clock and entropy are the host's
 	ending   sync.Mutex    // held by the one who ends the machine
 
-	mu sync.Mutex // guards id
-	id wire.Identity
+	mu    sync.Mutex // guards what follows
+	id    wire.Identity
+	asked string // the verb an init other than systemd was asked for
 }
 
 // agentMain is the agent's process. It ends with the machine.
@@ -58,7 +59,7 @@ func agentMain() int {
 }
 
 func runAgent(ctx context.Context) error {
-	setUpSelf()
+	terminated := setUpSelf()
 	h, err := readHandover(fdHandover)
 	if err != nil {
 		return err
@@ -79,6 +80,11 @@ func runAgent(ctx context.Context) error {
 	srv := &http.Server{Handler: a.handler(), ReadHeaderTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute}
 	go func() { _ = srv.Serve(connListener(a.apiConns)) }()
 	go a.settle(ctx)
+	go func() {
+		for range terminated {
+			a.takeOver(ctx)
+		}
+	}()
 	return serveLinks(ctx, h.Boot.Transport, a.useLink(ctx))
 }
 
@@ -113,14 +119,17 @@ func readHandover(fd uintptr) (handover, error) {
 	return h, nil
 }
 
-// setUpSelf makes the process hard to kill and closed to others. It does what the kernel lets it.
-func setUpSelf() {
+// setUpSelf makes the process hard to kill and closed to others. It does what the kernel lets it. The channel
+// tells of SIGTERM.
+func setUpSelf() <-chan os.Signal {
+	terminated, deaf := make(chan os.Signal, 1), make(chan os.Signal, 1)
+	signal.Notify(terminated, syscall.SIGTERM)
 	// Handled and thrown away rather than ignored: commands would inherit that.
-	deaf := make(chan os.Signal, 1)
-	signal.Notify(deaf, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE, syscall.SIGUSR1, syscall.SIGUSR2)
+	signal.Notify(deaf, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE, syscall.SIGUSR1, syscall.SIGUSR2)
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	_ = os.WriteFile("/proc/self/comm", []byte("banger-agent"), 0)
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
+	return terminated
 }
 
 // started lets the kernel kill a command for want of memory, which it may not do to the agent.

@@ -57,8 +57,11 @@ func (a *agent) shutdown(ctx context.Context, verb string) error {
 }
 
 // shutdownOther ends a guest with an init that knows nothing of banger: with the program of that name which all
-// of them bring, or with the signals of busybox. The host is told at once: nobody asks the agent later.
+// of them bring, or with the signals of busybox. The host is told at once, for the agent may not live to tell it later.
 func (a *agent) shutdownOther(ctx context.Context, verb string) error {
+	a.mu.Lock()
+	a.asked = verb
+	a.mu.Unlock()
 	told, cancel := context.WithTimeout(ctx, announceTimeout)
 	defer cancel()
 	if err := a.call.announce(told, verb); err != nil {

@@ -44,6 +44,35 @@ func (a *agent) end(ctx context.Context, verb string) error {
 	return restartMachine()
 }
 
+// lastWords is how long the processes of a guest have between an init's SIGTERM and the agent's taking over. The
+// shortest any init waits before SIGKILL, which spares nobody there, is a second.
+const lastWords = 700 * time.Millisecond
+
+// takeOver ends the guest in place of an init that is not systemd, when that init kills all processes because the
+// host asked for an end: it would kill the agent next, and leave the data drive in need of recovery. Where nobody
+// asked, the verb is not known, and the init has its way.
+func (a *agent) takeOver(ctx context.Context) {
+	a.mu.Lock()
+	verb := a.asked
+	a.mu.Unlock()
+	if verb == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, lastWords)
+	look := time.NewTicker(20 * time.Millisecond)
+	defer look.Stop()
+	for ctx.Err() == nil && len(others(1)) > 0 {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+		}
+	}
+	cancel()
+	if err := a.end(context.WithoutCancel(ctx), verb); err != nil {
+		a.log.Error("ending the guest", "verb", verb, "error", err)
+	}
+}
+
 // quiet writes everything to disk and freezes the file system of data, so that it needs no recovery. It gives up
 // after quietTimeout: what is left then is what a journal is for.
 func quiet(data *os.File) {
