@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"git.thaloco.com/thaloco/banger/api"
 )
@@ -82,6 +83,35 @@ func decode[T any](resp *http.Response) (T, error) {
 // send sends a request and returns its answer where the versions agree and the status is a success;
 // the caller closes its body.
 func (c *Client) send(ctx context.Context, method, path string, body any, version int) (*http.Response, error) {
+	resp, err := c.roundTrip(ctx, method, path, body, version)
+	for try := 1; try < closedTries && method == http.MethodGet && errors.Is(err, errClosed); try++ {
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(closedPause):
+		}
+		resp, err = c.roundTrip(ctx, method, path, body, version)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := c.check(resp); err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+// A daemon that dies takes connections until the very end and closes them: what only asks is asked again, this often and
+// after this pause, until it is answered or nobody listens.
+const (
+	closedTries = 20
+	closedPause = 50 * time.Millisecond
+)
+
+// errClosed says that a connection ended before an answer came.
+var errClosed = fmt.Errorf("%w: it closed the connection", ErrNoDaemon)
+
+func (c *Client) roundTrip(ctx context.Context, method, path string, body any, version int) (*http.Response, error) {
 	req, err := c.request(ctx, method, path, body, version)
 	if err != nil {
 		return nil, err
@@ -89,9 +119,6 @@ func (c *Client) send(ctx context.Context, method, path string, body any, versio
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return nil, c.transportError(ctx, err)
-	}
-	if err := c.check(resp); err != nil {
-		return nil, err
 	}
 	return resp, nil
 }
@@ -182,7 +209,7 @@ func (c *Client) transportError(ctx context.Context, err error) error {
 		return err
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
-		return fmt.Errorf("%w: it closed the connection", ErrNoDaemon)
+		return errClosed
 	}
 	return fmt.Errorf("talk to the daemon: %w", err)
 }

@@ -41,7 +41,7 @@ func TestBadInput(t *testing.T) {
 		{"too many CPUs", 1, []string{"4096"}, []string{"vm", "create", "--no-start", "--cpus", "4096"}},
 		{"path that is not there", 125, []string{"no-such-dir"}, []string{"vm", "run", "./no-such-dir", "--", "true"}},
 		{"path that is a file", 125, []string{"a-file", "directory"}, []string{"vm", "run", "./a-file", "--", "true"}},
-		{"bad environment", 1, []string{"=x"}, []string{"vm", "create", "--no-start", "-e", "=x"}},
+		{"bad environment", 2, []string{"=x"}, []string{"vm", "create", "--no-start", "-e", "=x"}},
 		{"no such VM", 1, []string{"takn", "taken"}, []string{"vm", "show", "takn"}},
 		{"no such VM in exec", 125, []string{"takn", "taken"}, []string{"vm", "exec", "takn", "--", "true"}},
 		{"a stopped VM in exec", 125, []string{"taken", "stopped", "vm start"}, []string{"vm", "exec", "taken", "--", "true"}},
