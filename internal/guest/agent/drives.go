@@ -52,7 +52,7 @@ func pickDrives(disks []block) (drives, bool) {
 // findDrives waits for the drives under sys, usually /sys. Their driver finds them while it is loaded,
 // so that the first look is nearly always enough.
 func findDrives(sys string) (drives, error) {
-	for end := time.Now().Add(drivesDeadline); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(drivesDeadline); ; <-time.After(time.Millisecond) {
 		disks, err := listDisks(sys)
 		if err != nil {
 			return drives{}, err

@@ -38,7 +38,7 @@ func endFrom(verb string) {
 	}
 	for {
 		fmt.Fprintln(os.Stderr, "banger:", err)
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 	}
 }
 

@@ -28,8 +28,8 @@ const (
 const (
 	// portDeadline is how long the agent's port may take to appear.
 	portDeadline = 20 * time.Second
-	// hostAbsent is how long to wait where the port says that nobody is at its other end.
-	hostAbsent = 5 * time.Millisecond
+	// How long to wait where the port says that nobody is at its other end: at first, and at last.
+	hostAbsentMin, hostAbsentMax = 2 * time.Millisecond, 100 * time.Millisecond
 )
 
 // serveLinks hands every link to the host to use, one after another, until ctx ends.
@@ -65,7 +65,7 @@ func serveLinks(ctx context.Context, transport string, use func(link)) error {
 
 // findPort waits for the device of the virtio-serial port with a name.
 func findPort(sys, name string) (string, error) {
-	for end := time.Now().Add(portDeadline); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(portDeadline); ; <-time.After(time.Millisecond) {
 		files, err := filepath.Glob(filepath.Join(sys, "class/virtio-ports/*/name"))
 		if err != nil {
 			return "", err
@@ -89,12 +89,12 @@ type patientPort struct {
 
 // Read implements io.Reader.
 func (p *patientPort) Read(b []byte) (int, error) {
-	for {
+	for wait := hostAbsentMin; ; wait = min(2*wait, hostAbsentMax) {
 		n, err := p.File.Read(b)
 		if n > 0 || err != nil && !errors.Is(err, io.EOF) {
 			return n, err
 		}
-		time.Sleep(hostAbsent)
+		<-time.After(wait)
 	}
 }
 
