@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"cmp"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os/user"
 	"slices"
@@ -179,6 +178,3 @@ func (h host) distribution() string {
 	}
 	return cmp.Or(strings.Join(out, " "), "unknown")
 }
-
-// String names the user the build runs for.
-func (h host) String() string { return fmt.Sprintf("%s (%d)", cmp.Or(h.name, "?"), h.uid) }
