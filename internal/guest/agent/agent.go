@@ -212,12 +212,14 @@ func (a *agent) settle(ctx context.Context) {
 	case <-a.welcomed:
 	case <-time.After(welcomeTimeout):
 	}
+	if a.init != initSystemd {
+		a.call.reached(api.MarkFull)
+	}
 	if err := loadRest(fdModules); err != nil {
 		a.log.Warn("loading modules", "error", err)
 	}
 	go a.growToIdentity()
 	if a.init != initSystemd {
-		a.call.reached(api.MarkFull)
 		return
 	}
 	for _, w := range []struct {
