@@ -45,6 +45,7 @@ type Store struct {
 	path string
 	// write has one connection, so that writers queue here instead of failing as busy.
 	write, read *sql.DB
+	reserve     reserve
 }
 
 // Open opens the database at path, makes it (0600, its directory 0700) where there is none, and migrates
@@ -61,7 +62,7 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	if err := f.Close(); err != nil {
 		return nil, fmt.Errorf("open database %q: %w", path, err)
 	}
-	s := &Store{path: path}
+	s := &Store{path: path, reserve: reserve{path: path + "-reserve"}}
 	if s.write, err = openPool(path, 1, "_txlock=immediate&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)"); err != nil {
 		return nil, err
 	}
@@ -71,6 +72,7 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	if err := s.prepare(ctx); err != nil {
 		return nil, errors.Join(s.explain(err), s.Close())
 	}
+	s.reserve.take()
 	return s, nil
 }
 
@@ -170,17 +172,29 @@ func migrations() ([]string, error) {
 	return out, nil
 }
 
-// tx runs do in a write transaction: committed where do returns nil, else as if it never was.
+// tx runs do in a write transaction: committed where do returns nil, else as if it never was. On a full disk it
+// gives up the reserve and runs do once more.
 func (s *Store) tx(ctx context.Context, do func(*sql.Tx) error) error {
+	err := s.once(ctx, do)
+	if isFull(err) && s.reserve.release() {
+		return s.explain(s.once(ctx, do))
+	}
+	if err == nil {
+		s.reserve.take()
+	}
+	return s.explain(err)
+}
+
+func (s *Store) once(ctx context.Context, do func(*sql.Tx) error) error {
 	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
-		return s.explain(err)
+		return err
 	}
 	defer tx.Rollback() // no effect after Commit
 	if err := do(tx); err != nil {
-		return s.explain(err)
+		return err
 	}
-	return s.explain(tx.Commit())
+	return tx.Commit()
 }
 
 // queryer is what sql.DB and sql.Tx have in common.

@@ -128,6 +128,9 @@ func (s *Service) view(r store.VM) api.VM {
 		st := l.now()
 		vm.Mark, vm.VMMPID, vm.SupervisorPID = st.Mark, st.VMMPID, st.SupervisorPID
 		vm.Restarts = max(st.Boots-1, 0)
+		if st.Seq > 0 { // the engine is right even where the disk is too full to record it
+			vm.State, vm.Reason = derive(r.State, st)
+		}
 	}
 	return vm
 }
