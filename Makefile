@@ -33,13 +33,13 @@ test: test-unit test-e2e
 
 ## test-unit: all that needs no VM, with the race detector
 test-unit:
-	./scripts/host-packages
+	./scripts/host-packages test
 	$(GO) vet ./...
 	BANGER_TEST_MIRROR= $(GO) test -race -timeout 10m ./...
 
 ## test-e2e: the real command line on real VMs; downloads a kernel and builds an image once
 test-e2e:
-	./scripts/host-packages
+	./scripts/host-packages test
 	$(GO) test -tags e2e -count=1 -timeout 25m ./e2e/...
 
 ## test-long: large counts of the randomised tests, COUNT=… SEED=…

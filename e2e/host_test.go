@@ -81,21 +81,40 @@ func (h *host) config(more string) {
 }
 
 func (h *host) close() {
-	if h.t.Failed() && h != shared { // the shared host is closed after the last test
+	if h.t.Failed() {
 		h.explain()
 	}
-	h.try("vm", "delete", "--all", "--force")
-	h.try("daemon", "stop")
-	left := waitFor(20*time.Second, func() bool { return len(h.processes()) == 0 })
-	if left != nil {
+	for _, problem := range h.leave() {
+		h.t.Error(problem)
+	}
+}
+
+// closeShared closes the host that all tests share, after the last of them.
+func (h *host) closeShared() (ok bool) {
+	problems := h.leave()
+	for _, p := range problems {
+		fmt.Fprintln(os.Stderr, "e2e:", p)
+	}
+	return len(problems) == 0
+}
+
+// leave deletes the host's VMs, stops its daemon, and says what is left all the same.
+func (h *host) leave() (problems []string) {
+	for _, args := range [][]string{{"vm", "delete", "--all", "--force"}, {"daemon", "stop"}} {
+		ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+		_ = h.cmd(ctx, args...).Run()
+		cancel()
+	}
+	if err := waitFor(waitShort, func() bool { return len(h.processes()) == 0 }); err != nil {
 		for _, p := range h.processes() {
-			h.t.Errorf("left behind: process %d: %s", p.pid, p.cmdline)
+			problems = append(problems, fmt.Sprintf("left behind: process %d: %s", p.pid, p.cmdline))
 			_ = syscall.Kill(p.pid, syscall.SIGKILL)
 		}
 	}
 	if err := os.RemoveAll(h.dir); err != nil {
-		h.t.Errorf("clean up: %v", err)
+		problems = append(problems, "clean up: "+err.Error())
 	}
+	return problems
 }
 
 // explain logs what a failed test wants to know.

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -29,12 +30,16 @@ func run(m *testing.M) int {
 	if err := c.Run(); err != nil {
 		return fail(fmt.Errorf("make install: %w", err))
 	}
-	defer func() {
-		if shared != nil {
-			shared.close()
-		}
-	}()
-	return m.Run()
+	flag.Parse()
+	if filter := flag.Lookup("test.run").Value.String(); os.Getuid() == 0 && (filter == "" || strings.Contains("TestOrdinaryUser", filter)) {
+		startUserRun()
+		defer userRun.remove()
+	}
+	code := m.Run()
+	if shared != nil && !shared.closeShared() {
+		code = 1
+	}
+	return code
 }
 
 func fail(err error) int {

@@ -30,7 +30,7 @@ import (
 
 // How long a script may wait for what happens at once, and all scripts together may take.
 const (
-	soon       = 30 * time.Second
+	soon       = time.Minute
 	allScripts = 4 * time.Minute
 )
 
@@ -223,7 +223,8 @@ func (u *user) leave() {
 		_ = os.Remove(config) // one that is wrong by intent would keep the daemon from starting
 	}
 	var problems []string
-	for _, args := range [][]string{{"vm", "delete", "--all", "--force"}, {"daemon", "stop"}} {
+	// Stopped first: the commands of a fake guest are processes of this host, and nobody ends them when it is killed.
+	for _, args := range [][]string{{"vm", "stop", "--all", "--timeout", "5s"}, {"vm", "delete", "--all", "--force"}, {"daemon", "stop"}} {
 		ctx, cancel := context.WithTimeout(context.Background(), soon)
 		c := u.command(ctx, "banger", args...)
 		if text, err := c.CombinedOutput(); err != nil {
