@@ -31,6 +31,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/store"
 	"git.thaloco.com/thaloco/banger/internal/vm"
+	"git.thaloco.com/thaloco/banger/internal/workspace"
 )
 
 // Config is what a daemon needs. Every field is required.
@@ -200,7 +201,8 @@ func (d *Daemon) sweep(ctx context.Context) {
 		d.log.Error("sweep", "err", err)
 		return
 	}
-	if err := errors.Join(d.supplies.sweep(ctx), d.supplies.agents.sweep(inUse)); err != nil {
+	stale := workspace.RemoveStale(d.cfg.Paths.Cache)
+	if err := errors.Join(d.supplies.sweep(ctx), d.supplies.agents.sweep(inUse), stale); err != nil {
 		d.log.Error("sweep", "err", err)
 	}
 }
