@@ -149,13 +149,19 @@ func (s *Service) Create(ctx context.Context, req api.CreateVM, rep progress.Rep
 	if err == nil {
 		return s.VM(ctx, rec.ID)
 	}
-	if ctx.Err() != nil {
+	if ctx.Err() != nil || !s.wasStarted(ctx, rec.ID) {
 		return api.VM{}, s.removeAfter(ctx, rec.ID, err)
 	}
 	if e := api.AsError(err); e.Hint == "" {
 		err = e.WithHint("the VM was kept: banger vm logs %s, then banger vm delete --force %s", rec.Name, rec.Name)
 	}
 	return api.VM{}, err
+}
+
+// wasStarted reports whether it came to a start of the VM: then there are logs to keep it for.
+func (s *Service) wasStarted(ctx context.Context, id string) bool {
+	rec, err := s.cfg.Records.VM(ctx, id)
+	return err != nil || rec.StartedAt != nil
 }
 
 func (s *Service) removeAfter(ctx context.Context, id string, err error) error {

@@ -49,6 +49,9 @@ func (s *Service) stop(ctx context.Context, rec store.VM, timeout time.Duration,
 		return nil
 	}
 	if _, err := s.move(ctx, rec.ID, evStop, ""); err != nil {
+		if s.hasEnded(ctx, rec.ID) && waitEnd(ctx, l, killGrace) { // by itself, a moment ago
+			return nil
+		}
 		return err
 	}
 	rep.Step("stop " + rec.Name)
@@ -60,6 +63,12 @@ func (s *Service) stop(ctx context.Context, rec store.VM, timeout time.Duration,
 		return err
 	}
 	return s.killMachine(ctx, rec.Name, l)
+}
+
+// hasEnded reports whether the record says that a VM does not run.
+func (s *Service) hasEnded(ctx context.Context, id string) bool {
+	rec, err := s.cfg.Records.VM(ctx, id)
+	return err == nil && (rec.State == api.StateStopped || rec.State == api.StateFailed)
 }
 
 // stopAbandoned gives a VM whose stop was cancelled the state it is really in.
