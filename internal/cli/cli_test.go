@@ -134,13 +134,18 @@ func words(line string) []string {
 func TestUnknownCommands(t *testing.T) {
 	a := newTestApp(t)
 	for _, c := range []struct{ args, err string }{
-		{"nope", `banger: unknown command "nope" of "banger"`},
+		{"nope", "banger: unknown command \"nope\"\nhint: banger --help\n"},
+		{"run", "hint: did you mean banger vm run?"},
+		{"ps", "hint: did you mean banger vm list?"},
+		{"list", "hint: did you mean banger image list, banger kernel list, banger vm list?"},
+		{"vm remove x", "hint: did you mean banger vm delete?"},
+		{"daemon state", "hint: did you mean banger daemon start, banger daemon status?"},
 		{"vm lst", "hint: did you mean banger vm list?"},
-		{"vm list x", `banger vm list takes no arguments, not "x"`},
+		{"vm list x", `banger: vm list takes no arguments, not "x"`},
 		{"vm list --nope", "unknown flag: --nope"},
-		{"vm show", "needs the name of one VM"},
+		{"vm show", "banger: vm show needs the name of one VM"},
 		{"vm show a b", `not also "b"`},
-		{"vm create --no-start --wait full", "none of the others can be"},
+		{"vm create --no-start --wait full", "banger: --no-start and --wait exclude each other\nhint: leave out all but one\n"},
 	} {
 		if code := a.run(strings.Fields(c.args)...); code != 2 || !strings.Contains(a.err.String(), c.err) {
 			t.Errorf("banger %s: status %d, %q", c.args, code, a.err.String())

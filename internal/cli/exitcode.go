@@ -101,7 +101,13 @@ func usagef(hint, format string, args ...any) error {
 
 // asUsage makes usage errors of those that cobra returns as plain text: it has no type for them.
 func asUsage(err error) error {
-	if strings.HasPrefix(err.Error(), "if any flags in the group ") || strings.HasPrefix(err.Error(), "required flag") {
+	text := err.Error()
+	if strings.HasPrefix(text, "if any flags in the group ") {
+		// Its end is "; [one two] were all set".
+		given := strings.Fields(strings.TrimSuffix(text[strings.LastIndexByte(text, '[')+1:], "] were all set"))
+		return usagef("leave out all but one", "--%s exclude each other", strings.Join(given, " and --"))
+	}
+	if strings.HasPrefix(text, "required flag") {
 		return usagef("", "%s", err)
 	}
 	return err
