@@ -105,10 +105,10 @@ func (e *Engine) Start(ctx context.Context, dir string, spec vmm.Spec) (vmm.Mach
 		return nil, context.Cause(ctx)
 	}
 	if err := e.Host.step(); err != nil {
-		return nil, fmt.Errorf("start VM %q: %w", spec.Name, err)
+		return nil, err
 	}
 	if err := check(dir, spec); err != nil {
-		return nil, fmt.Errorf("start VM %q: %w", spec.Name, err)
+		return nil, err
 	}
 	log := e.Log
 	if log == nil {
@@ -118,7 +118,7 @@ func (e *Engine) Start(ctx context.Context, dir string, spec vmm.Spec) (vmm.Mach
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if b := h.machines[dir]; b != nil && b.board.Status().Phase != vmm.PhaseEnded {
-		return nil, api.Errorf(api.KindConflict, "start VM %q: it runs already", spec.Name)
+		return nil, api.Errorf(api.KindConflict, "it runs already")
 	}
 	b := &body{host: h, dir: dir, spec: spec, silent: e.Silent, log: log}
 	h.pid++

@@ -42,11 +42,11 @@ func (e *Engine) Start(ctx context.Context, dir string, spec vmm.Spec) (_ vmm.Ma
 	if err := checkSpec(spec); err != nil {
 		return nil, err
 	}
-	if err := refuseRunning(dir, spec.Name); err != nil {
+	if err := refuseRunning(dir); err != nil {
 		return nil, err
 	}
 	if err := remove(dir, paths.VMEnd, paths.VMSupervisor, paths.VMControl, paths.VMVsock, paths.VMInitrd); err != nil {
-		return nil, fmt.Errorf("start VM %q: %w", spec.Name, err)
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -55,11 +55,11 @@ func (e *Engine) Start(ctx context.Context, dir string, spec vmm.Spec) (_ vmm.Ma
 		}
 	}()
 	if err := writeJSON(dir, paths.VMSpec, spec, false); err != nil {
-		return nil, fmt.Errorf("start VM %q: %w", spec.Name, err)
+		return nil, err
 	}
 	proc, err := e.spawn(dir)
 	if err != nil {
-		return nil, fmt.Errorf("start VM %q: %w", spec.Name, err)
+		return nil, err
 	}
 	defer proc.ready.Close()
 	err = proc.await(ctx)
@@ -77,17 +77,17 @@ func (e *Engine) Start(ctx context.Context, dir string, spec vmm.Spec) (_ vmm.Ma
 	case errors.As(err, &gone) && gone.End != nil:
 		err = api.Errorf(api.KindUnavailable, "it ended at once (%s) %s", gone.End.Cause, gone.End.Detail)
 	}
-	return nil, fmt.Errorf("start VM %q: %w", spec.Name, err)
+	return nil, err
 }
 
 // refuseRunning refuses to start a second VM in a directory. What a supervisor that was killed left running is ended.
-func refuseRunning(dir, name string) error {
+func refuseRunning(dir string) error {
 	var rec record
 	if readJSON(dir, paths.VMSupervisor, &rec) != nil {
 		return nil // no VM, or a file that was cut short by a crash of the host
 	}
 	if rec.Supervisor.alive() {
-		return api.Errorf(api.KindConflict, "start VM %q: it runs already", name)
+		return api.Errorf(api.KindConflict, "it runs already")
 	}
 	endVMM(rec.VMM)
 	return nil

@@ -309,7 +309,7 @@ func (s *supervisor) measureTSC() int {
 // checkSpec refuses a Spec no VMM could be started from.
 func checkSpec(spec vmm.Spec) error {
 	bad := func(format string, args ...any) error {
-		return api.Errorf(api.KindInvalid, "start VM %q: %s", spec.Name, fmt.Sprintf(format, args...))
+		return api.Errorf(api.KindInvalid, format, args...)
 	}
 	switch {
 	case spec.Version != vmm.SpecVersion:
