@@ -23,6 +23,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -54,6 +55,8 @@ type Knobs struct {
 	Hang bool `json:"hang,omitempty"`
 	// NeverCall: the guest of the first so many boots does not call.
 	NeverCall int `json:"never_call,omitempty"`
+	// CallAfter: the guest does not call before so many milliseconds.
+	CallAfter int64 `json:"call_after_ms,omitempty"`
 	// Garbage: the guest sends noise on its channel and nothing else.
 	Garbage bool `json:"garbage,omitempty"`
 	// WrongVersion: the agent is of another version.
@@ -202,6 +205,8 @@ func run(args []string) (int, error) {
 	}
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, syscall.SIGTERM)
+	// The supervisor ignores these, and so would all that the guest starts.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
 	reason := ""
 	select {
 	case reason = <-v.end:
@@ -316,6 +321,7 @@ func (zeros) Read(p []byte) (int, error) {
 
 // callHost makes the agent's call of a session: with the secret at the first, with the token later.
 func (v *vm) callHost(s *channel.Session) {
+	<-time.After(time.Duration(v.knobs.CallAfter) * time.Millisecond)
 	hello := wire.Call{Secret: v.boot.Secret, Version: wire.Version, BootID: strconv.Itoa(v.boots), Init: "none"}
 	v.mu.Lock()
 	if v.call != nil {
