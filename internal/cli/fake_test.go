@@ -43,6 +43,8 @@ type fakeDaemon struct {
 	copied   []string // paths of workspaces
 	owned    []string // ids of processes that are to go with their client, "" for none, per exec stream
 	stopped  bool
+	// looked, where it is not nil, is called with a VM after somebody asked for it.
+	looked func(*api.VM)
 	// before are called in an operation of a kind before it does its work.
 	before map[string]func(ctx context.Context, op *fakeOp) error
 }
@@ -207,7 +209,11 @@ func (d *fakeDaemon) vmRoutes(handle handleFunc) {
 		if err != nil {
 			return 0, nil, err
 		}
-		return 200, *vm, nil
+		seen := *vm
+		if d.looked != nil {
+			d.looked(vm)
+		}
+		return 200, seen, nil
 	})
 	handle("POST /v1/vms", d.create)
 	change := func(verb string, work func(r *http.Request, vm *api.VM) error) func(r *http.Request) (int, any, error) {

@@ -3,7 +3,6 @@ package cli
 import (
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	"git.thaloco.com/thaloco/banger/api"
@@ -111,10 +110,7 @@ func (v *progressView) draw() {
 		if o.step == "" || o.op.Ended() {
 			continue
 		}
-		text := o.line(v.now())
-		if w := v.width(); w > 1 {
-			text = clip(text, w-1) // the last column would wrap
-		}
+		text := o.line(v.now(), v.width()-1) // the last column would wrap
 		io.WriteString(v.w, "\r"+text+"\x1b[K")
 		v.drawn = true
 		return
@@ -122,20 +118,30 @@ func (v *progressView) draw() {
 	v.erase()
 }
 
-// line is the live line: step, bytes, rate, elapsed time.
-func (o *opView) line(now time.Time) string {
-	parts := []string{stepLine(o.label, api.Progress{Step: o.step})}
+// minStep is how many columns of a step's name are left on a narrow terminal.
+const minStep = 12
+
+// line is the live line: step, bytes, rate, elapsed time. Where they do not fit into width columns the
+// step is shortened first; width < 1 is no limit.
+func (o *opView) line(now time.Time, width int) string {
 	p, elapsed := o.op.Progress, now.Sub(o.began)
+	var figures string
+	add := func(text string) { figures += "  " + text }
 	switch {
 	case p.Total > 0:
-		parts = append(parts, fmt.Sprintf("%s/%s %d%%", size(p.Done), size(p.Total), min(100, int64(float64(p.Done)/float64(p.Total)*100))))
+		add(fmt.Sprintf("%s/%s %d%%", size(p.Done), size(p.Total), min(100, int64(float64(p.Done)/float64(p.Total)*100))))
 	case p.Done > 0:
-		parts = append(parts, size(p.Done))
+		add(size(p.Done))
 	}
 	if moved := p.Done - o.first; moved > 0 && elapsed >= time.Second {
-		parts = append(parts, size(int64(float64(moved)/elapsed.Seconds()))+"/s")
+		add(size(int64(float64(moved)/elapsed.Seconds())) + "/s")
 	}
-	return strings.Join(append(parts, elapsed.Truncate(time.Second).String()), "  ")
+	add(elapsed.Truncate(time.Second).String())
+	step := stepLine(o.label, api.Progress{Step: o.step})
+	if width < 1 {
+		return step + figures
+	}
+	return clip(clip(step, max(minStep, width-len(figures)))+figures, width)
 }
 
 // stepLine is the plain line of a step.

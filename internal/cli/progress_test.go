@@ -72,7 +72,7 @@ func TestProgressLive(t *testing.T) {
 	}
 	out.Reset()
 	v.update(0, "", step("a step whose name is much longer than the terminal is wide", 0, 0, "note"))
-	if want := "\r\x1b[Kbanger: note\n\ra step whose name is much longer than the termin…\x1b[K"; out.String() != want {
+	if want := "\r\x1b[Kbanger: note\n\ra step whose name is much longer than the te…  0s\x1b[K"; out.String() != want {
 		t.Errorf("%q, want %q", out.String(), want)
 	}
 	out.Reset()
@@ -80,6 +80,26 @@ func TestProgressLive(t *testing.T) {
 	v.close()
 	if want := "\r\x1b[K"; out.String() != want {
 		t.Errorf("%q, want %q", out.String(), want)
+	}
+}
+
+// TestProgressNarrow: where not all fits, the figures stay and the step is shortened, down to a few columns.
+func TestProgressNarrow(t *testing.T) {
+	at := time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
+	o := opView{step: "download linux-image-6.12", began: at, op: step("download linux-image-6.12", 5<<20, 10<<20)}
+	for _, tc := range []struct {
+		width int
+		want  string
+	}{
+		{0, "download linux-image-6.12  5MiB/10MiB 50%  2.5MiB/s  2s"},
+		{55, "download linux-image-6.12  5MiB/10MiB 50%  2.5MiB/s  2s"},
+		{50, "download linux-imag…  5MiB/10MiB 50%  2.5MiB/s  2s"},
+		{30, "download li…  5MiB/10MiB 50% …"},
+		{1, "…"},
+	} {
+		if got := o.line(at.Add(2*time.Second), tc.width); got != tc.want {
+			t.Errorf("width %d: %q, want %q", tc.width, got, tc.want)
+		}
 	}
 }
 

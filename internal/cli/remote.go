@@ -326,7 +326,7 @@ func missingHint(command, code string) string {
 	inPath := !strings.Contains(command, "/")
 	switch {
 	case code == wire.ExecNotExecutable && !inPath:
-		return quoted("banger", "vm", "run", "...", "--", "sh", command) + ", or make it executable: " + quoted("chmod", "+x", command)
+		return "run it with its interpreter, such as: -- " + quoted("sh", command) + "; or make it executable: " + quoted("chmod", "+x", command)
 	case err != nil:
 		return ""
 	case inPath:

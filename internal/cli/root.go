@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -34,8 +35,6 @@ func newRoot(a *App) *cobra.Command {
 		SilenceUsage:  true,
 		Args:          cobra.ArbitraryArgs,
 		RunE:          runGroup,
-
-		SuggestionsMinimumDistance: suggestWithin,
 	}
 	root.SetIn(a.In)
 	root.SetOut(a.Out)
@@ -72,8 +71,7 @@ func newRoot(a *App) *cobra.Command {
 
 // group makes a command that only holds others.
 func group(id, name, short string, children ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: name, Short: short, GroupID: id, Args: cobra.ArbitraryArgs, RunE: runGroup,
-		SuggestionsMinimumDistance: suggestWithin}
+	cmd := &cobra.Command{Use: name, Short: short, GroupID: id, Args: cobra.ArbitraryArgs, RunE: runGroup}
 	cmd.AddCommand(children...)
 	return cmd
 }
@@ -84,10 +82,34 @@ func runGroup(cmd *cobra.Command, args []string) error {
 		return cmd.Help()
 	}
 	hint := cmd.CommandPath() + " --help"
-	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-		hint = "did you mean " + cmd.CommandPath() + " " + strings.Join(near, ", ") + "?"
+	if near := nearCommands(cmd, args[0]); len(near) > 0 {
+		hint = "did you mean " + strings.Join(near, ", ") + "?"
 	}
-	return usagef(hint, "unknown command %q of %q", args[0], cmd.CommandPath())
+	if cmd.HasParent() {
+		return usagef(hint, "unknown command %q of %q", args[0], cmd.CommandPath())
+	}
+	return usagef(hint, "unknown command %q", args[0])
+}
+
+// nearCommands are the commands that may have been meant by a word cmd does not hold: those of that
+// name one level deeper ("banger run"), else those of cmd whose name is near.
+func nearCommands(cmd *cobra.Command, word string) []string {
+	var out []string
+	for _, holder := range cmd.Commands() {
+		for _, c := range holder.Commands() {
+			if c.IsAvailableCommand() && (c.Name() == word || c.HasAlias(word) || slices.Contains(c.SuggestFor, word)) {
+				out = append(out, c.CommandPath())
+			}
+		}
+	}
+	if len(out) > 0 {
+		return out
+	}
+	cmd.SuggestionsMinimumDistance = min(suggestWithin, (len(word)+1)/2)
+	for _, name := range cmd.SuggestionsFor(word) {
+		out = append(out, cmd.CommandPath()+" "+name)
+	}
+	return out
 }
 
 // args makes a check of the positional arguments a usage error. max < 0 is any number.
@@ -98,9 +120,9 @@ func args(min, max int, what string) cobra.PositionalArgs {
 		}
 		hint := cmd.CommandPath() + " --help"
 		if max >= 0 && len(got) > max {
-			return usagef(hint, "%s takes %s, not also %q", cmd.CommandPath(), what, got[max])
+			return usagef(hint, "%s takes %s, not also %q", commandName(cmd), what, got[max])
 		}
-		return usagef(hint, "%s needs %s", cmd.CommandPath(), what)
+		return usagef(hint, "%s needs %s", commandName(cmd), what)
 	}
 }
 
@@ -109,5 +131,10 @@ func noArgs(cmd *cobra.Command, got []string) error {
 	if len(got) == 0 {
 		return nil
 	}
-	return usagef(cmd.CommandPath()+" --help", "%s takes no arguments, not %q", cmd.CommandPath(), got[0])
+	return usagef(cmd.CommandPath()+" --help", "%s takes no arguments, not %q", commandName(cmd), got[0])
+}
+
+// commandName is the command as error messages, which start with "banger:", call it: "vm show".
+func commandName(cmd *cobra.Command) string {
+	return strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
 }

@@ -113,7 +113,7 @@ func lastOfEach(env []string) []string {
 
 // waitFlag registers --wait.
 func waitFlag(cmd *cobra.Command) *choice {
-	return choiceFlag(cmd, "wait", "", string(api.MarkReady), "how far the guest's boot is waited for: agent, ready, full",
+	return choiceFlag(cmd, "wait", "", string(api.MarkReady), "how far the guest's boot is waited for: agent (it answers), ready (commands can run), full (all services are up)",
 		string(api.MarkAgent), string(api.MarkReady), string(api.MarkFull))
 }
 

@@ -19,9 +19,10 @@ type vmCreateOptions struct {
 func newVMCreate(a *App) *cobra.Command {
 	o := &vmCreateOptions{}
 	cmd := &cobra.Command{
-		Use:   "create",
-		Short: "Make a VM and start it",
-		Long:  "Make a VM and start it. Its name is printed.\n\nImage and kernel are fetched or built where they are not local yet.",
+		Use:        "create",
+		SuggestFor: []string{"new"},
+		Short:      "Make a VM and start it",
+		Long:       "Make a VM and start it. Its name is printed.\n\nImage and kernel are fetched or built where they are not local yet.",
 		Example: `  banger vm create --name testbox
   banger vm create --image debian-bookworm --name testbox --no-start
   banger vm create --name web --cpus 2 --memory 1GiB --disk 30GiB -e KEY=VALUE`,

@@ -17,10 +17,11 @@ type vmDeleteOptions struct {
 func newVMDelete(a *App) *cobra.Command {
 	o := &vmDeleteOptions{}
 	cmd := &cobra.Command{
-		Use:     "delete NAME... | --all",
-		Aliases: []string{"rm"},
-		Short:   "Delete VMs with everything in them",
-		Long:    "Delete VMs with everything in them. One that runs is only deleted with --force.",
+		Use:        "delete NAME... | --all",
+		Aliases:    []string{"rm"},
+		SuggestFor: []string{"remove", "destroy"},
+		Short:      "Delete VMs with everything in them",
+		Long:       "Delete VMs with everything in them. One that runs is only deleted with --force.",
 		Example: `  banger vm delete testbox
   banger vm rm --force web db
   banger vm delete --all --force`,

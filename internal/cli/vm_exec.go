@@ -22,8 +22,9 @@ type vmExecOptions struct {
 func newVMExec(a *App) *cobra.Command {
 	o := &vmExecOptions{}
 	cmd := &cobra.Command{
-		Use:   "exec NAME [-- COMMAND [ARG...]]",
-		Short: "Run a command in a VM that runs",
+		Use:        "exec NAME [-- COMMAND [ARG...]]",
+		SuggestFor: []string{"ssh", "shell", "attach"},
+		Short:      "Run a command in a VM that runs",
 		Long: `Run a command in a VM that runs, or a login shell. stdin, stdout and stderr are passed through and
 the exit status is the command's: 128+n where signal n ended it, 126 where it cannot be executed, 127
 where there is no such command. banger's own failures are 125.`,

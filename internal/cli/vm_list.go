@@ -14,9 +14,10 @@ type vmListOptions struct{ output *choice }
 func newVMList(a *App) *cobra.Command {
 	o := &vmListOptions{}
 	cmd := &cobra.Command{
-		Use:     "list",
-		Aliases: []string{"ls"},
-		Short:   "List VMs",
+		Use:        "list",
+		Aliases:    []string{"ls"},
+		SuggestFor: []string{"ps"},
+		Short:      "List VMs",
 		Example: `  banger vm list
   banger vm list -o json`,
 		Args:              noArgs,

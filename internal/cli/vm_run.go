@@ -63,7 +63,7 @@ failures are 125. The VM stays afterwards, unless --rm is given.`,
 	}
 	o.vm.register(a, cmd)
 	o.remote.register(cmd)
-	cmd.Flags().BoolVar(&o.rm, "rm", false, "delete the VM when the command has ended")
+	cmd.Flags().BoolVar(&o.rm, "rm", false, "delete the VM when the command has ended; with --detach, when the VM stops")
 	cmd.Flags().BoolVarP(&o.detach, "detach", "d", false, "leave the VM, and the command, running; print the VM's name")
 	o.wait = waitFlag(cmd)
 	return cmd
@@ -300,35 +300,6 @@ func (r *run) leave(ctx context.Context) error {
 	}
 	fmt.Fprintln(r.app.Out, r.vm.Name)
 	return nil
-}
-
-// finish ends a run whose command has ended, or is lost.
-func (r *run) finish(ctx context.Context, err error) error {
-	shell := r.tty && len(r.opts.command) == 0
-	if shell && r.ended(ctx, err) {
-		r.app.say("the VM has ended")
-		err = nil
-	}
-	if r.opts.rm {
-		r.remove(ctx, func(ctx context.Context) (api.Operation, error) {
-			return r.client.Passive().ReleaseVM(ctx, r.vm.ID, api.Release{Owner: *r.req.Owner})
-		})
-		return err
-	}
-	if shell || r.opts.vm.name == "" {
-		r.app.say("vm %q stays; come back: banger vm exec -it %s -- bash", r.vm.Name, r.vm.Name)
-		r.app.say("remove it: banger vm delete --force %s", r.vm.Name)
-	}
-	return err
-}
-
-// ended reports whether err only says that the VM ended under a shell: somebody typed poweroff.
-func (r *run) ended(ctx context.Context, err error) bool {
-	if err == nil || errors.As(err, new(statusError)) || errors.As(err, new(signalError)) {
-		return false
-	}
-	vm, verr := r.client.Passive().VM(ctx, r.vm.ID)
-	return api.KindOf(verr) == api.KindNotFound || verr == nil && (vm.State == api.StateStopped || vm.State == api.StateStopping)
 }
 
 // self is this process as the owner of a VM.

@@ -84,6 +84,51 @@ func TestRunKeepsVM(t *testing.T) {
 	}
 }
 
+// TestRunShellEnds: what is said after a shell is true of the VM as the shell left it.
+func TestRunShellEnds(t *testing.T) {
+	const (
+		comeBack = `banger: vm "web" stays; come back: banger vm exec web` + "\nbanger: remove it: banger vm delete --force web\n"
+		ended    = `banger: vm "web" has ended; start it again: banger vm start web` + "\nbanger: remove it: banger vm delete web\n"
+	)
+	for _, tc := range []struct {
+		name, script string
+		after        func(*api.VM) // what becomes of the VM once it is looked at
+		status       int
+		says         string
+	}{
+		{"exit", "exit 3", nil, 3, comeBack},
+		{"poweroff", "kill -HUP $$", func(vm *api.VM) { vm.State = api.StateStopped }, 0, ended},
+		{"terminated by poweroff", "kill -TERM $$", func(vm *api.VM) { vm.State = api.StateStopped }, 0, ended},
+		{"reboot", "kill -HUP $$", func(vm *api.VM) { vm.Restarts++ }, 129, comeBack},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			a := newTestApp(t)
+			d := startFake(t, a.env)
+			a.Terminal.In, a.Terminal.Out, a.Terminal.Err = true, true, false
+			a.Terminal.Raw = func() (func(), error) { return func() {}, nil }
+			// A login shell has an interactive shell's way with signals; exec is a plain one's.
+			a.In = strings.NewReader("exec sh -c '" + tc.script + "'\n")
+			d.looked = tc.after
+			if code := a.run("vm", "run", "--name", "web"); code != tc.status || a.err.String() != tc.says {
+				t.Errorf("status %d, want %d; said %q", code, tc.status, a.err.String())
+			}
+		})
+	}
+}
+
+// TestRunComeBackToPath: the way back leads to the directory, as the same user.
+func TestRunComeBackToPath(t *testing.T) {
+	a := newTestApp(t)
+	startFake(t, a.env)
+	dir := t.TempDir()
+	if code := a.run("vm", "run", dir, "-u", "root", "--", "true"); code != 0 {
+		t.Fatalf("status %d, %q", code, a.err.String())
+	}
+	if want := "come back: banger vm exec -w " + dir + " -u root quiet-otter\n"; !strings.Contains(a.err.String(), want) {
+		t.Errorf("said %q, want %q", a.err.String(), want)
+	}
+}
+
 func TestRunPath(t *testing.T) {
 	a := newTestApp(t)
 	d := startFake(t, a.env)

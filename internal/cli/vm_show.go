@@ -20,8 +20,9 @@ type vmShowOptions struct {
 func newVMShow(a *App) *cobra.Command {
 	o := &vmShowOptions{}
 	cmd := &cobra.Command{
-		Use:   "show NAME",
-		Short: "Show one VM",
+		Use:        "show NAME",
+		SuggestFor: []string{"inspect", "status"},
+		Short:      "Show one VM",
 		Example: `  banger vm show testbox
   banger vm show testbox -o json`,
 		Args:              args(1, 1, "the name of one VM"),

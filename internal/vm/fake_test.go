@@ -394,3 +394,15 @@ func (n *notes) Note(text string) {
 	defer n.mu.Unlock()
 	n.lines = append(n.lines, text)
 }
+
+// steps collects the steps of a piece of work, and tells heard of each. It belongs to one goroutine.
+type steps struct {
+	progress.Reporter
+	names []string
+	heard func(string)
+}
+
+func (s *steps) Step(name string) {
+	s.names = append(s.names, name)
+	s.heard(name)
+}

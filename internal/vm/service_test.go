@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -172,6 +173,29 @@ func TestStopWithoutAnAgentKills(t *testing.T) {
 	w.state("a", api.StateStarting)
 	if vm, err := w.svc.Stop(t.Context(), "a", time.Hour, progress.Discard); err != nil || vm.State != api.StateStopped {
 		t.Errorf("%+v, %v", vm, err)
+	}
+}
+
+// TestStartSaysWhatItWaitsFor: a VM that boots already is waited for in so many words.
+func TestStartSaysWhatItWaitsFor(t *testing.T) {
+	w := newWorld(t)
+	w.engine.hold = true
+	vm, err := w.svc.Create(t.Context(), api.CreateVM{Name: "a"}, progress.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _, _ = w.svc.Start(t.Context(), "a", api.MarkAgent, progress.Discard) }()
+	m := w.machine(vm)
+	m.update(func(st *vmm.Status) { st.Phase, st.Mark = vmm.PhaseRunning, api.MarkAgent })
+	w.state("a", api.StateRunning)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	rep := &steps{Reporter: progress.Discard, heard: func(string) { cancel() }}
+	if _, err := w.svc.Start(ctx, "a", api.MarkFull, rep); err == nil {
+		t.Error("the guest is not full, and nobody waited")
+	}
+	if want := []string{"wait for the guest to be full"}; !slices.Equal(rep.names, want) {
+		t.Errorf("steps %q, want %q", rep.names, want)
 	}
 }
 
@@ -429,6 +453,26 @@ func (w *writes) want(t *testing.T, text string) {
 			have += s
 		case <-deadline:
 			t.Fatalf("read %q, want %q", have, text)
+		}
+	}
+}
+
+func TestRemovable(t *testing.T) {
+	now := time.Now()
+	for name, tc := range map[string]struct {
+		rec  store.VM
+		want bool
+	}{
+		"never started":                {store.VM{State: api.StateStopped}, true},
+		"boots":                        {store.VM{State: api.StateStarting, StartedAt: &now}, true},
+		"runs":                         {store.VM{State: api.StateRunning, StartedAt: &now}, true},
+		"stopped after it was ready":   {store.VM{State: api.StateStopped, StartedAt: &now, WasReady: true}, true},
+		"failed after it was ready":    {store.VM{State: api.StateFailed, StartedAt: &now, WasReady: true}, true},
+		"panicked before it was ready": {store.VM{State: api.StateStopped, StartedAt: &now}, false},
+		"its agent never called":       {store.VM{State: api.StateFailed, StartedAt: &now}, false},
+	} {
+		if got := removable(tc.rec); got != tc.want {
+			t.Errorf("%s: removable = %v", name, got)
 		}
 	}
 }

@@ -88,7 +88,7 @@ func (s *Service) launch(ctx context.Context, id string, rep progress.Reporter) 
 	rep.Step("boot " + rec.Name)
 	now := s.cfg.Host.Now()
 	if _, err := s.cfg.Records.UpdateVM(ctx, id, func(r *store.VM) error {
-		r.Engine, r.Accel, r.CPUs, r.StartedAt = spec.Engine, spec.Accel, spec.CPUs, &now
+		r.Engine, r.Accel, r.CPUs, r.StartedAt, r.WasReady = spec.Engine, spec.Accel, spec.CPUs, &now, false
 		return nil
 	}); err != nil {
 		return nil, err
@@ -162,17 +162,10 @@ func (s *Service) await(ctx context.Context, id string, l *live, want api.Mark, 
 	ctx, cancel := context.WithTimeoutCause(ctx, bootDeadlineTCG*2+readyDeadline,
 		api.Errorf(api.KindGuest, "the guest did not become %s in time", want))
 	defer cancel()
-	told := 0
-	last := api.MarkNone
-	for {
-		seq := l.now().Seq
-		st, err := l.until(ctx, func(st vmm.Status) bool {
-			return st.Phase == vmm.PhaseEnded || st.Mark.Reached(want) || st.Seq > seq
-		})
+	told, last := 0, api.MarkNone
+	for st := l.now(); ; {
 		told = note(rep, st, told)
 		switch {
-		case err != nil:
-			return err
 		case st.Phase == vmm.PhaseEnded:
 			return s.endedEarly(ctx, id, l, want, st)
 		case st.Mark.Reached(want):
@@ -180,6 +173,13 @@ func (s *Service) await(ctx context.Context, id string, l *live, want api.Mark, 
 		case st.Mark != last:
 			last = st.Mark
 			rep.Step("wait for the guest to be " + string(want))
+		}
+		seq := st.Seq
+		var err error
+		if st, err = l.until(ctx, func(st vmm.Status) bool {
+			return st.Phase == vmm.PhaseEnded || st.Mark.Reached(want) || st.Seq > seq
+		}); err != nil {
+			return err
 		}
 	}
 }
