@@ -234,8 +234,7 @@ func scanString(row scanner) (string, error) {
 
 // code returns the extended result code of SQLite in err's chain, 0 where there is none.
 func code(err error) int {
-	var e *sqlite.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*sqlite.Error](err); ok {
 		return e.Code()
 	}
 	return 0

@@ -39,6 +39,8 @@ type VM struct {
 	MachineID string     `json:"machine_id"`
 	CreatedAt time.Time  `json:"created_at"`
 	StartedAt *time.Time `json:"started_at,omitempty"`
+	// WasReady tells that the guest became ready since StartedAt; a RemoveOnExit VM that ended before stays for its logs.
+	WasReady bool `json:"was_ready,omitempty"`
 }
 
 const vmColumns = "id, name, state, image_digest, kernel_digest, created_at, record_version, record"

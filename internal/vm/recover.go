@@ -52,7 +52,7 @@ func (s *Service) recoverStopped(ctx context.Context, rec store.VM) error {
 	if err := s.killStray(ctx, s.cfg.Paths.VM(rec.ID)); err != nil {
 		return err
 	}
-	if rec.RemoveOnExit && rec.Owner == nil && rec.State == api.StateStopped && rec.StartedAt != nil {
+	if rec.RemoveOnExit && rec.Owner == nil && rec.StartedAt != nil && removable(rec) {
 		return s.remove(ctx, rec)
 	}
 	s.watchOwner(rec)

@@ -255,8 +255,6 @@ type undo struct{ steps []func(context.Context) error }
 
 func (u *undo) push(step func(context.Context) error) { u.steps = append(u.steps, step) }
 
-func (u *undo) keep() { u.steps = nil }
-
 // run takes everything back, the last first, without the caller's cancellation, and joins what goes wrong to err.
 func (u *undo) run(ctx context.Context, err error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)

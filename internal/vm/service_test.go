@@ -155,7 +155,11 @@ func TestStopGetsHarder(t *testing.T) {
 			w.create(api.CreateVM{Name: "a", Start: true})
 			w.engine.deaf, w.engine.stubborn = tc.deaf, tc.stubborn
 			rep := newNotes()
-			vm, err := w.svc.Stop(t.Context(), "a", 20*time.Millisecond, rep)
+			timeout := DefaultStopTimeout
+			if tc.deaf {
+				timeout = 20 * time.Millisecond
+			}
+			vm, err := w.svc.Stop(t.Context(), "a", timeout, rep)
 			if err != nil || vm.State != api.StateStopped {
 				t.Errorf("%+v, %v", vm, err)
 			}
@@ -468,7 +472,8 @@ func TestRemovable(t *testing.T) {
 		"runs":                         {store.VM{State: api.StateRunning, StartedAt: &now}, true},
 		"stopped after it was ready":   {store.VM{State: api.StateStopped, StartedAt: &now, WasReady: true}, true},
 		"failed after it was ready":    {store.VM{State: api.StateFailed, StartedAt: &now, WasReady: true}, true},
-		"panicked before it was ready": {store.VM{State: api.StateStopped, StartedAt: &now}, false},
+		"panicked before it was ready": {store.VM{State: api.StateStopped, StartedAt: &now, Reason: "guest ended unexpectedly"}, false},
+		"killed before it was ready":   {store.VM{State: api.StateStopped, StartedAt: &now}, true},
 		"its agent never called":       {store.VM{State: api.StateFailed, StartedAt: &now}, false},
 	} {
 		if got := removable(tc.rec); got != tc.want {

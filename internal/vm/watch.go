@@ -56,7 +56,7 @@ func (s *Service) finish(id, name string, l *live, st vmm.Status) {
 	l.set(st)
 	s.cfg.Log.Info("vm ended", "vm", name, "cause", st.End.Cause, "detail", st.End.Detail)
 	rec, err := s.cfg.Records.VM(context.WithoutCancel(s.ctx), id)
-	if err == nil && rec.RemoveOnExit && rec.Owner == nil && rec.State == api.StateStopped {
+	if err == nil && rec.RemoveOnExit && rec.Owner == nil && removable(rec) {
 		s.tasks.Go(func() { s.removeQuietly(id, name) })
 	}
 }
@@ -74,6 +74,7 @@ func (s *Service) record(id, name string, st vmm.Status) {
 		state, reason := derive(r.State, st)
 		changed = state != r.State
 		r.State, r.Reason = state, reason
+		r.WasReady = r.WasReady || st.Mark.Reached(api.MarkReady)
 		return nil
 	})
 	if err != nil {
@@ -103,7 +104,7 @@ func (s *Service) watchOwner(rec store.VM) {
 			return
 		}
 		now, err := s.cfg.Records.VM(s.ctx, rec.ID)
-		if err != nil || !s.removable(now) {
+		if err != nil || !removable(now) {
 			return
 		}
 		s.cfg.Log.Info("owner is gone, removing vm", "vm", rec.Name, "owner_pid", rec.Owner.PID)
@@ -111,9 +112,11 @@ func (s *Service) watchOwner(rec store.VM) {
 	})
 }
 
-// removable reports whether a --rm VM may go: a guest that never became ready stays for its logs.
-func (s *Service) removable(rec store.VM) bool {
-	return rec.State != api.StateFailed
+// removable reports whether a --rm VM may go without a word from its owner: one that broke before its guest was ready stays
+// for its logs. One that was stopped or powered off has no reason recorded.
+func removable(rec store.VM) bool {
+	broke := rec.State == api.StateFailed || (rec.State == api.StateStopped && rec.Reason != "")
+	return !broke || rec.StartedAt == nil || rec.WasReady
 }
 
 // waitEnd waits until the watcher has recorded the end of a VM, for at most d.
