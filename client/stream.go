@@ -84,6 +84,10 @@ func readEvents(r io.Reader, fn func(data []byte) (done bool, err error)) error 
 // upgrade opens a connection and makes it a stream of the given protocol. It costs one round trip
 // and does without http.Transport, which every vm exec would pay for.
 func (c *Client) upgrade(ctx context.Context, path, protocol string) (net.Conn, error) {
+	return insist(ctx, func() (net.Conn, error) { return c.upgradeOnce(ctx, path, protocol) })
+}
+
+func (c *Client) upgradeOnce(ctx context.Context, path, protocol string) (net.Conn, error) {
 	conn, err := c.dial(ctx)
 	if err != nil {
 		return nil, err

@@ -83,15 +83,12 @@ func decode[T any](resp *http.Response) (T, error) {
 // send sends a request and returns its answer where the versions agree and the status is a success;
 // the caller closes its body.
 func (c *Client) send(ctx context.Context, method, path string, body any, version int) (*http.Response, error) {
-	resp, err := c.roundTrip(ctx, method, path, body, version)
-	for try := 1; try < closedTries && method == http.MethodGet && errors.Is(err, errClosed); try++ {
-		select {
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		case <-time.After(closedPause):
-		}
-		resp, err = c.roundTrip(ctx, method, path, body, version)
+	ask := func() (*http.Response, error) { return c.roundTrip(ctx, method, path, body, version) }
+	if method == http.MethodGet {
+		once := ask
+		ask = func() (*http.Response, error) { return insist(ctx, once) }
 	}
+	resp, err := ask()
 	if err != nil {
 		return nil, err
 	}
@@ -107,6 +104,20 @@ const (
 	closedTries = 20
 	closedPause = 50 * time.Millisecond
 )
+
+// insist asks again for as long as the connection is closed without an answer.
+func insist[T any](ctx context.Context, ask func() (T, error)) (T, error) {
+	out, err := ask()
+	for try := 1; try < closedTries && errors.Is(err, errClosed); try++ {
+		select {
+		case <-ctx.Done():
+			return out, context.Cause(ctx)
+		case <-time.After(closedPause):
+		}
+		out, err = ask()
+	}
+	return out, err
+}
 
 // errClosed says that a connection ended before an answer came.
 var errClosed = fmt.Errorf("%w: it closed the connection", ErrNoDaemon)

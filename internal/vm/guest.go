@@ -29,6 +29,9 @@ func (s *Service) reachable(ctx context.Context, nameOrID string) (*live, store.
 		return nil, rec, err
 	}
 	l := s.running(rec.ID)
+	if l == nil && rec.State == api.StateDeleting {
+		return nil, rec, api.Errorf(api.KindConflict, "vm %q is being deleted", rec.Name)
+	}
 	if l == nil {
 		return nil, rec, api.Errorf(api.KindConflict, "vm %q is %s", rec.Name, rec.State).WithHint("start it: banger vm start %s", rec.Name)
 	}
