@@ -77,15 +77,15 @@ func (n *normalizer) fill() error {
 		m, err := io.CopyN(n.tw, n.tr, min(n.left, 256<<10))
 		n.left -= m
 		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
+			return io.ErrUnexpectedEOF
 		}
 		return err
 	}
 	h, err := n.tr.Next()
-	if err == io.EOF && n.src.count%tarBlock != 0 {
-		err = io.ErrUnexpectedEOF // archive/tar takes a cut between a PAX record and its padding for the end
-	}
 	if err == io.EOF {
+		if n.src.count%tarBlock != 0 { // archive/tar takes a cut between a PAX record and its padding for the end
+			return fmt.Errorf("read tar: %w", io.ErrUnexpectedEOF)
+		}
 		if err := n.tw.Close(); err != nil {
 			return err
 		}
@@ -97,6 +97,11 @@ func (n *normalizer) fill() error {
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
+	return n.begin(h)
+}
+
+// begin writes the header of an entry.
+func (n *normalizer) begin(h *tar.Header) error {
 	out, err := normalHeader(h)
 	if err != nil {
 		return fmt.Errorf("%q: %w", h.Name, err)
