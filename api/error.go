@@ -93,8 +93,7 @@ func (e *Error) WithHint(format string, args ...any) *Error {
 // KindOf returns the kind of err: that of the outermost Error in its chain,
 // KindInternal where there is none.
 func KindOf(err error) ErrorKind {
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Kind
 	}
 	return KindInternal
@@ -103,8 +102,7 @@ func KindOf(err error) ErrorKind {
 // AsError returns err as an Error, keeping kind and hint of the Error inside it
 // and the text of the whole chain.
 func AsError(err error) *Error {
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		return &Error{Kind: e.Kind, Message: err.Error(), Hint: e.Hint, cause: err}
 	}
 	return &Error{Kind: KindInternal, Message: err.Error(), cause: err}
