@@ -116,8 +116,7 @@ func parse(path string, data []byte, home func() (string, error)) (Config, error
 	var doc map[string]any
 	if err := toml.Unmarshal(data, &doc); err != nil {
 		line, column := 1, 1
-		var de *toml.DecodeError
-		if errors.As(err, &de) {
+		if de, ok := errors.AsType[*toml.DecodeError](err); ok {
 			line, column = de.Position()
 		}
 		text := strings.TrimPrefix(err.Error(), "toml: ")

@@ -219,7 +219,7 @@ func TestMistakes(t *testing.T) {
 func TestSeveralMistakes(t *testing.T) {
 	_, err := parse("c.toml", []byte("zz = 1\nnetwork = \"x\"\n\nengine = 7\n"), testHome)
 	var starts []string
-	for _, line := range strings.Split(err.Error(), "\n") {
+	for line := range strings.SplitSeq(err.Error(), "\n") {
 		starts = append(starts, line[:min(len(line), len("c.toml:1:1:"))])
 	}
 	if diff := cmp.Diff([]string{"c.toml:1:1:", "c.toml:2:1:", "c.toml:4:1:"}, starts); diff != "" {
@@ -297,7 +297,7 @@ func FuzzParse(f *testing.F) {
 				t.Errorf("%v", err)
 			}
 			lines := strings.Count(string(data), "\n") + 1
-			for _, m := range strings.Split(err.Error(), "\n") {
+			for m := range strings.SplitSeq(err.Error(), "\n") {
 				var line, column int
 				if _, err := fmt.Sscanf(m, "c.toml:%d:%d: ", &line, &column); err != nil || line < 1 || line > lines || column < 1 {
 					t.Errorf("%q names no place of the %d lines", m, lines)
