@@ -37,11 +37,11 @@ func (a *arReader) next() (name string, size int64, err error) {
 	}
 	if skip := a.left + a.pad; skip > 0 {
 		n, err := io.CopyN(io.Discard, a.r, skip)
-		if err == io.EOF && n >= a.left {
-			err = nil // the last member's padding may be missing
+		if err == io.EOF && n < a.left { // the last member's padding may be missing
+			return "", 0, io.ErrUnexpectedEOF
 		}
-		if err != nil {
-			return "", 0, unexpected(err)
+		if err != nil && err != io.EOF {
+			return "", 0, err
 		}
 	}
 	var h [arHeader]byte
@@ -75,11 +75,4 @@ func (a *arReader) Read(p []byte) (int, error) {
 		err = nil
 	}
 	return n, err
-}
-
-func unexpected(err error) error {
-	if err == io.EOF {
-		return io.ErrUnexpectedEOF
-	}
-	return err
 }

@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"io/fs"
 	"net/http"
@@ -201,7 +200,7 @@ func fileDigest(ctx context.Context, path string) (string, error) {
 	} else if !info.Mode().IsRegular() {
 		return "", fmt.Errorf("read %q: %w", path, fs.ErrInvalid)
 	}
-	var h hash.Hash = sha256.New()
+	h := sha256.New()
 	if _, err := io.Copy(h, &ctxReader{ctx, f}); err != nil {
 		return "", err
 	}

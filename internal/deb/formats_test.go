@@ -28,8 +28,8 @@ var versionOrder = []string{
 func TestCompare(t *testing.T) {
 	for i, a := range versionOrder {
 		for j, b := range versionOrder {
-			for _, va := range strings.Fields(a) {
-				for _, vb := range strings.Fields(b) {
+			for va := range strings.FieldsSeq(a) {
+				for vb := range strings.FieldsSeq(b) {
 					got := Compare(va, vb)
 					if i < j && got >= 0 || i == j && got != 0 || i > j && got <= 0 {
 						t.Errorf("Compare(%q, %q) = %d", va, vb, got)

@@ -150,7 +150,8 @@ func parsePackages(r io.Reader, archive string, keep func(name string) bool) (In
 		}
 		pkg := Package{Name: p["package"], Version: p["version"], Arch: p["architecture"], Depends: p["depends"],
 			Archive: archive, Filename: p["filename"], SHA256: p["sha256"]}
-		if pkg.Size, err = strconv.ParseInt(p["size"], 10, 64); err != nil || pkg.Size < 0 {
+		var bad error
+		if pkg.Size, bad = strconv.ParseInt(p["size"], 10, 64); bad != nil || pkg.Size < 0 {
 			return nil, fmt.Errorf("package %q: size %q: %w", pkg.Name, p["size"], ErrControl)
 		}
 		if pkg.Name == "" || pkg.Version == "" || !isSHA256(pkg.SHA256) || !filepath.IsLocal(pkg.Filename) {

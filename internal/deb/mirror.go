@@ -182,8 +182,8 @@ func parseSources(data []byte) []source {
 			slices.Contains([]string{"no", "false", "off", "0", "without", "disable"}, enabled) {
 			continue
 		}
-		for _, u := range strings.Fields(p["uris"]) {
-			for _, suite := range strings.Fields(p["suites"]) {
+		for u := range strings.FieldsSeq(p["uris"]) {
+			for suite := range strings.FieldsSeq(p["suites"]) {
 				out = appendSource(out, u, suite, strings.Fields(p["components"]))
 			}
 		}

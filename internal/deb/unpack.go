@@ -75,13 +75,18 @@ func unpack(r io.Reader, file, member string, visit Visit) error {
 		if !ok {
 			continue
 		}
-		plain, err := decompress(a, ext)
-		if err != nil {
-			return fmt.Errorf("unpack %q: %s: %w", file, name, err)
-		}
-		defer plain.Close()
-		return visitTar(plain, file, visit)
+		return unpackMember(a, ext, file, name, visit)
 	}
+}
+
+// unpackMember visits the tar archive that r, the member called name, holds with the compression of ext.
+func unpackMember(r io.Reader, ext, file, name string, visit Visit) error {
+	plain, err := decompress(r, ext)
+	if err != nil {
+		return fmt.Errorf("unpack %q: %s: %w", file, name, err)
+	}
+	defer plain.Close()
+	return visitTar(plain, file, visit)
 }
 
 func visitTar(r io.Reader, file string, visit Visit) error {
