@@ -42,9 +42,7 @@ func bootMain() int {
 	log.step("init started")
 	kind, path, agent, err := boot(&log)
 	if err == nil && kind != initNone {
-		err = becomeInit(path)
-		fmt.Fprintf(os.Stderr, "banger: start %q: %v; staying as init\n", path, err)
-		kind, err = initNone, nil
+		fmt.Fprintf(os.Stderr, "banger: start %q: %v; staying as init\n", path, becomeInit(path))
 	}
 	if err != nil {
 		for _, l := range log.Lines {

@@ -288,7 +288,7 @@ func copyXattrs(src, dst int) error {
 	if size, err = unix.Flistxattr(src, names); err != nil {
 		return err
 	}
-	for _, name := range strings.Split(strings.TrimSuffix(string(names[:size]), "\x00"), "\x00") {
+	for name := range strings.SplitSeq(strings.TrimSuffix(string(names[:size]), "\x00"), "\x00") {
 		value := make([]byte, 64<<10)
 		n, err := unix.Fgetxattr(src, name, value)
 		if err != nil {

@@ -88,11 +88,9 @@ func TestEchoBothWays(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var wg sync.WaitGroup
 			for i := range 20 {
-				wg.Add(1)
-				go func() {
-					defer wg.Done()
+				wg.Go(func() {
 					echo(t, s, 1<<(i%18))
-				}()
+				})
 			}
 			wg.Wait()
 		})

@@ -246,8 +246,7 @@ type dialError struct{ error }
 func (e *dialError) Unwrap() error { return e.error }
 
 func unwrapDial(err error) error {
-	var d *dialError
-	if errors.As(err, &d) {
+	if d, ok := errors.AsType[*dialError](err); ok {
 		return d.error
 	}
 	return err

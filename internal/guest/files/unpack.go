@@ -356,8 +356,7 @@ func umask() uint32 {
 
 // bare strips what repeats the name off a file system error.
 func bare(err error) error {
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		return pe.Err
 	}
 	return err

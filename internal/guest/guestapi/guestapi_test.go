@@ -319,7 +319,9 @@ func TestHostileGuest(t *testing.T) {
 		"garbage":       func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("]")) },
 		"error garbage": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500); _, _ = w.Write([]byte("<html>")) },
 		"empty error":   func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404); _, _ = w.Write([]byte("{}")) },
-		"redirect":      func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://169.254.169.254/", 302) },
+		"redirect": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://169.254.169.254/", http.StatusFound)
+		},
 		"long header": func(w http.ResponseWriter, _ *http.Request) {
 			for i := range 2000 {
 				w.Header().Set(fmt.Sprintf("X-%d", i), strings.Repeat("x", 1000))

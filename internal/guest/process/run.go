@@ -190,11 +190,9 @@ func (p *proc) finishIfOver() {
 	p.exit = exit
 	close(p.done)
 	p.wakeClient()
-	p.m.wg.Add(1)
-	go func() {
-		defer p.m.wg.Done()
+	p.m.wg.Go(func() {
 		p.m.noteEnd(p)
-	}()
+	})
 }
 
 // wakeClient tells the attached client's sender that there is news. p.mu is held.

@@ -146,7 +146,7 @@ func (c *command) search(pathVar string) *wire.ExecError {
 		return nil
 	}
 	denied := false
-	for _, dir := range strings.Split(pathVar, ":") {
+	for dir := range strings.SplitSeq(pathVar, ":") {
 		file := absolute(c.dir, path.Join(cmp.Or(dir, "."), name))
 		st, err := os.Stat(file)
 		switch {
@@ -225,8 +225,7 @@ func absolute(dir, name string) string {
 
 // cause strips operation and path off a file system error.
 func cause(err error) error {
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		return pe.Err
 	}
 	return err
