@@ -100,7 +100,7 @@ type Files struct {
 // them: size and time of change, and where the time differs the content. A missing image is
 // api.KindNotFound, a damaged one api.KindUnavailable with the command that mends it.
 func (s *Store) Files(ctx context.Context, digest string) (Files, error) {
-	if _, err := s.check(ctx, digest, false); err != nil {
+	if err := s.check(ctx, digest, false); err != nil {
 		return Files{}, err
 	}
 	dir, err := s.path(digest)
@@ -109,8 +109,7 @@ func (s *Store) Files(ctx context.Context, digest string) (Files, error) {
 
 // Verify reads all of an image and compares it with its digest; the errors are those of Files.
 func (s *Store) Verify(ctx context.Context, digest string) error {
-	_, err := s.check(ctx, digest, true)
-	return err
+	return s.check(ctx, digest, true)
 }
 
 // List returns the images in the store, damaged ones left out. Their names are those they were pulled by.
@@ -191,40 +190,40 @@ func (s *Store) path(digest string) (string, error) {
 }
 
 // check compares an image with its record and its digest; full reads all of it in any case.
-func (s *Store) check(ctx context.Context, digest string, full bool) (record, error) {
+func (s *Store) check(ctx context.Context, digest string, full bool) error {
 	dir, err := s.path(digest)
 	if err != nil {
-		return record{}, err
+		return err
 	}
 	r, err := readRecord(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, serr := os.Stat(dir); errors.Is(serr, fs.ErrNotExist) {
-			return record{}, api.Errorf(api.KindNotFound, "find image %s: it is not in the store", digest).
+			return api.Errorf(api.KindNotFound, "find image %s: it is not in the store", digest).
 				WithHint("banger image pull %s", DefaultName)
 		}
 	}
 	if err != nil {
-		return record{}, damaged(DefaultName, "check image %s: %w", digest, err)
+		return damaged(DefaultName, "check image %s: %w", digest, err)
 	}
 	if r.Image.Digest != digest {
-		return record{}, damaged(r.Image.Name, "check image %s: %s is of image %s", digest, fileJSON, r.Image.Digest)
+		return damaged(r.Image.Name, "check image %s: %s is of image %s", digest, fileJSON, r.Image.Digest)
 	}
 	path := filepath.Join(dir, fileRootfs)
 	info, err := os.Stat(path)
 	if err != nil {
-		return record{}, damaged(r.Image.Name, "check image %s: %w", digest, err)
+		return damaged(r.Image.Name, "check image %s: %w", digest, err)
 	}
 	if !full && info.Size() == r.RootfsSize && info.ModTime().UnixNano() == r.RootfsModTime {
-		return r, nil
+		return nil
 	}
 	sum, info, err := hashFile(ctx, path, progress.Discard)
 	switch {
 	case ctx.Err() != nil:
-		return record{}, fmt.Errorf("check image %s: %w", digest, context.Cause(ctx))
+		return fmt.Errorf("check image %s: %w", digest, context.Cause(ctx))
 	case err != nil:
-		return record{}, damaged(r.Image.Name, "check image %s: %w", digest, err)
+		return damaged(r.Image.Name, "check image %s: %w", digest, err)
 	case "sha256:"+sum != digest:
-		return record{}, damaged(r.Image.Name, "check image %s: file %q is damaged: expected %s, got sha256:%s", digest, path, digest, sum)
+		return damaged(r.Image.Name, "check image %s: file %q is damaged: expected %s, got sha256:%s", digest, path, digest, sum)
 	}
 	if now := info.ModTime().UnixNano(); now != r.RootfsModTime {
 		// Restored from a backup, say; recorded, so that the next check is cheap again.
@@ -233,7 +232,7 @@ func (s *Store) check(ctx context.Context, digest string, full bool) (record, er
 			s.cfg.Log.Warn("cannot update the record of an image", "path", dir, "error", err.Error())
 		}
 	}
-	return r, nil
+	return nil
 }
 
 func damaged(name, format string, args ...any) error {
