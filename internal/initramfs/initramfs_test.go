@@ -32,7 +32,7 @@ func collect(r io.Reader) ([]item, error) {
 	ar := NewReader(r)
 	for {
 		h, err := ar.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return items, nil
 		}
 		if err != nil {

@@ -107,7 +107,7 @@ func (w *Writer) entry(e entry) error {
 		n, err := io.CopyN(w.w, e.body, e.size)
 		w.n += n
 		if err == io.EOF {
-			err = fmt.Errorf("%d bytes missing of %d: %w", e.size-n, e.size, io.ErrUnexpectedEOF)
+			return w.fail(fmt.Errorf("add %q: %d bytes missing of %d: %w", e.name, e.size-n, e.size, io.ErrUnexpectedEOF))
 		}
 		if err != nil {
 			return w.fail(fmt.Errorf("add %q: %w", e.name, err))
