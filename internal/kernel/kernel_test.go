@@ -170,7 +170,7 @@ func checkBoot(t *testing.T, path string) {
 	bodies := map[string]string{}
 	for {
 		h, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

@@ -78,7 +78,7 @@ func extractVmlinux(w io.Writer, image []byte) error {
 	case bytes.HasPrefix(p, []byte("\xfd7zXZ\x00")):
 		z, err := xz.NewReader(bytes.NewReader(p[:max(0, len(p)-4)]))
 		if err != nil {
-			return fmt.Errorf("open its xz payload: %v: %w", err, errBzImage)
+			return fmt.Errorf("open its xz payload: %w: %w", err, errBzImage)
 		}
 		r = z
 	case bytes.HasPrefix(p, []byte("BZh")):
@@ -105,7 +105,7 @@ func extractVmlinux(w io.Writer, image []byte) error {
 func checkVmlinux(r io.ReaderAt) error {
 	f, err := elf.NewFile(r)
 	if err != nil {
-		return fmt.Errorf("%v: %w", err, errBzImage)
+		return fmt.Errorf("%w: %w", err, errBzImage)
 	}
 	if f.Class != elf.ELFCLASS64 || f.Machine != elf.EM_X86_64 || f.Type != elf.ET_EXEC {
 		return fmt.Errorf("it is an ELF of %s, %s, %s: %w", f.Class, f.Machine, f.Type, errBzImage)

@@ -40,12 +40,13 @@ func (s *Set) depFiles() ([]byte, []indexEntry) {
 	var text bytes.Buffer
 	var index []indexEntry
 	for _, n := range s.modules {
-		line := n.Path + ":"
+		var line strings.Builder
+		line.WriteString(n.Path + ":")
 		for _, d := range n.needs() {
-			line += " " + d.Path
+			line.WriteString(" " + d.Path)
 		}
-		text.WriteString(line + "\n")
-		index = append(index, indexEntry{n.Name, line, n.place})
+		text.WriteString(line.String() + "\n")
+		index = append(index, indexEntry{n.Name, line.String(), n.place})
 	}
 	return text.Bytes(), index
 }

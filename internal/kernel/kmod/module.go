@@ -98,7 +98,7 @@ func Parse(file string, data []byte) (m Module, err error) {
 	}()
 	f, err := elf.NewFile(bytes.NewReader(data))
 	if err != nil {
-		return Module{}, fmt.Errorf("read module %q: %v: %w", file, err, ErrFormat)
+		return Module{}, fmt.Errorf("read module %q: %w: %w", file, err, ErrFormat)
 	}
 	section := f.Section(".modinfo")
 	if section == nil || f.Type != elf.ET_REL {
@@ -106,7 +106,7 @@ func Parse(file string, data []byte) (m Module, err error) {
 	}
 	info, err := section.Data()
 	if err != nil {
-		return Module{}, fmt.Errorf("read module %q: %v: %w", file, err, ErrFormat)
+		return Module{}, fmt.Errorf("read module %q: %w: %w", file, err, ErrFormat)
 	}
 	m = Module{Path: file, Name: Name(file)}
 	for field := range bytes.SplitSeq(info, []byte{0}) {
@@ -125,7 +125,7 @@ func Parse(file string, data []byte) (m Module, err error) {
 		}
 	}
 	if m.Symbols, err = exported(f); err != nil {
-		return Module{}, fmt.Errorf("read module %q: %v: %w", file, err, ErrFormat)
+		return Module{}, fmt.Errorf("read module %q: %w: %w", file, err, ErrFormat)
 	}
 	return m, nil
 }
