@@ -192,10 +192,10 @@ func cancelledError(ctx context.Context, err error) *api.Error {
 }
 
 func strippedCause(cause error) string {
-	switch cause {
-	case errClosing:
+	switch {
+	case errors.Is(cause, errClosing):
 		return "cancelled: banger's daemon is stopping"
-	case errCancelled:
+	case errors.Is(cause, errCancelled):
 		return "cancelled"
 	}
 	return fmt.Sprintf("cancelled: %v", cause)
