@@ -53,7 +53,7 @@ func FromEnv(getenv func(string) string) (Paths, error) {
 // ConfigFile is the configuration.
 func (p Paths) ConfigFile() string { return filepath.Join(p.Config, "config.toml") }
 
-// Images, Kernels and Agents hold immutable content, a directory per digest ("sha256-<hex>").
+// Images holds immutable content, as Kernels and Agents do: a directory per digest ("sha256-<hex>").
 func (p Paths) Images() string { return filepath.Join(p.Data, "images") }
 
 // Kernels holds the kernels.
