@@ -36,10 +36,10 @@ import (
 // KnobsFile holds Knobs as JSON.
 const KnobsFile = "fakeqemu.json"
 
-// BootsFile, in the VM's directory, holds how often fakeqemu was started there, in decimal.
+// BootsFile is in the VM's directory and holds how often fakeqemu was started there, in decimal.
 const BootsFile = "fakeqemu.boots"
 
-// RefusedFile, in the VM's directory, appears when a second use of the boot's secret was refused.
+// RefusedFile appears in the VM's directory when a second use of the boot's secret was refused.
 const RefusedFile = "fakeqemu.refused"
 
 // Banner is the first line on the console.
@@ -75,7 +75,7 @@ const inNamespace = "FAKEQEMU_NAMESPACE=1"
 // Main runs the program with arguments args and returns its exit status.
 func Main(args []string) int {
 	if len(args) == 1 && args[0] == "--version" {
-		fmt.Println("QEMU emulator version 9.0.0 (fake)")
+		fmt.Fprintln(os.Stdout, "QEMU emulator version 9.0.0 (fake)")
 		return 0
 	}
 	if err := enterNamespace(); err != nil {
@@ -251,14 +251,14 @@ type vm struct {
 
 // console writes what a kernel would.
 func (v *vm) console() {
-	fmt.Println(Banner)
+	fmt.Fprintln(os.Stdout, Banner)
 	line := []byte(strings.Repeat("flood ", 170) + "\n")
 	for left := v.knobs.Flood; left > 0; left -= int64(len(line)) {
 		if _, err := os.Stdout.Write(line); err != nil {
 			return
 		}
 	}
-	fmt.Println("fakeqemu: boot", v.boots)
+	fmt.Fprintln(os.Stdout, "fakeqemu: boot", v.boots)
 }
 
 // port is the guest's end of the agent's channel, which stands still while the CPUs do.
