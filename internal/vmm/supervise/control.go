@@ -50,13 +50,11 @@ func (c *controlServer) serve(ctx context.Context, ln *net.UnixListener) {
 			c.clients.Add(-1)
 			continue
 		}
-		c.active.Add(1)
-		go func() {
-			defer c.active.Done()
+		c.active.Go(func() {
 			defer c.clients.Add(-1)
 			defer conn.Close()
 			c.client(ctx, conn)
-		}()
+		})
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -119,7 +120,7 @@ func (e *Engine) spawn(dir string) (*spawned, error) {
 	proc, err := hostexec.Runner{}.StartDaemon(hostexec.Daemon{
 		Argv:  append([]string{e.Binary, Command, "--dir", dir, "--ready-fd", "3"}, e.Args...),
 		Dir:   dir,
-		Env:   append(env[:len(env):len(env)], "GOMAXPROCS=2"),
+		Env:   append(slices.Clip(env), "GOMAXPROCS=2"),
 		Log:   log,
 		Files: []*os.File{w},
 	})
