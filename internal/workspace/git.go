@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"git.thaloco.com/thaloco/banger/api"
@@ -39,13 +40,12 @@ func newGit(cfg Config) git {
 func (g git) output(ctx context.Context, dir string, stdin io.Reader, extra []string, args ...string) ([]byte, error) {
 	argv := append([]string{"git", "-c", "core.fsmonitor=false", "-c", "core.untrackedCache=false",
 		"-c", "core.splitIndex=false", "-c", "advice.graftFileDeprecated=false"}, args...)
-	return g.run.Output(ctx, hostexec.Cmd{Argv: argv, Dir: dir, Stdin: stdin, Env: append(g.env[:len(g.env):len(g.env)], extra...)})
+	return g.run.Output(ctx, hostexec.Cmd{Argv: argv, Dir: dir, Stdin: stdin, Env: append(slices.Clip(g.env), extra...)})
 }
 
 // status returns the exit status in err's chain and what git said: -1 where git did not end by itself.
 func status(err error) (int, string) {
-	var ee *hostexec.ExitError
-	if errors.As(err, &ee) {
+	if ee, ok := errors.AsType[*hostexec.ExitError](err); ok {
 		return ee.Status, ee.Stderr
 	}
 	return -1, ""

@@ -87,7 +87,7 @@ func (r *repo) pack(ctx context.Context) error {
 		}
 		return fmt.Errorf("pack the history of %q: %w", r.root, err)
 	}
-	for _, id := range strings.Fields(string(out)) {
+	for id := range strings.FieldsSeq(string(out)) {
 		for _, ext := range []string{".pack", ".idx"} {
 			r.packs["pack-"+id+ext] = filepath.Join(r.temp, "pack-"+id+ext)
 		}

@@ -21,6 +21,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"git.thaloco.com/thaloco/banger/api"
@@ -78,7 +79,7 @@ func (s *skipped) all() []string {
 	if s.more == 0 {
 		return s.lines
 	}
-	return append(s.lines[:len(s.lines):len(s.lines)], fmt.Sprintf("and %d more", s.more))
+	return append(slices.Clip(s.lines), fmt.Sprintf("and %d more", s.more))
 }
 
 // Prepare reads the directory at path: the whole work tree where it is in one, with its history packed into a temporary
@@ -181,8 +182,7 @@ func resolve(path string) (string, error) {
 
 // unreadable is the error for something of the host that cannot be read.
 func unreadable(path string, err error) error {
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		err = pe.Err
 	}
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {

@@ -530,7 +530,7 @@ func TestFileThatChangesInTheMiddle(t *testing.T) {
 		sizes := map[string]int64{}
 		for {
 			hd, err := r.Next()
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				break
 			}
 			must(t, err)
