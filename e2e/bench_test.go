@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -20,6 +21,7 @@ import (
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/guest/channel"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
+	"git.thaloco.com/thaloco/banger/internal/initramfs"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 	"git.thaloco.com/thaloco/banger/internal/vmm/qemu"
 )
@@ -46,10 +48,31 @@ func newByHand(b *testing.B, h *host, name string) *byHand {
 		b.Fatal(err)
 	}
 	m.spec.Unsafe = true // as the --rm VM it is compared with
+	m.join(b)
 	if m.tsc, err = qemu.MeasureTSC(b.Context()); err != nil {
 		b.Fatal(err)
 	}
 	return m
+}
+
+// join writes the initramfs as the supervisor does.
+func (m *byHand) join(b *testing.B) {
+	b.Helper()
+	var all bytes.Buffer
+	for _, path := range m.spec.Initramfs {
+		part, err := os.ReadFile(path)
+		if err != nil {
+			b.Fatal(err)
+		}
+		all.Write(part)
+	}
+	err := initramfs.WriteBoot(&all, wire.Boot{Version: wire.Version, Secret: strings.Repeat("0", 64), Transport: "virtio-serial", Identity: m.spec.Identity})
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(m.dir, "initrd"), all.Bytes(), 0o600); err != nil {
+		b.Fatal(err)
+	}
 }
 
 // boot starts QEMU and returns how long it took until the guest reached a mark. Then QEMU is killed.
