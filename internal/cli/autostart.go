@@ -21,6 +21,8 @@ const (
 	daemonStartsWithin = 10 * time.Second
 	askAgainFirst      = 5 * time.Millisecond
 	askAgainAtMost     = 100 * time.Millisecond
+	// otherAnswersWithin is how long one that was first may take before another is started.
+	otherAnswersWithin = 500 * time.Millisecond
 )
 
 // daemonProgram is the name of the daemon's executable.
@@ -49,23 +51,30 @@ func (a *App) startDaemon(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: read its log: %w", client.ErrNoDaemon, err)
 	}
-	proc, err := hostexec.Runner{}.StartDaemon(hostexec.Daemon{Argv: []string{bin}, Dir: "/", Log: log})
-	if err != nil {
-		return fmt.Errorf("%w: %w", client.ErrNoDaemon, err)
-	}
-	exited := make(chan *os.ProcessState, 1)
-	go func() {
-		if st, err := proc.Wait(); err == nil {
-			exited <- st
-		}
-	}()
 	ctx, cancel := context.WithTimeout(ctx, daemonStartsWithin)
 	defer cancel()
-	if err := a.awaitDaemon(ctx, exited); err != nil {
+	for err = errYielded; errors.Is(err, errYielded); {
+		proc, serr := hostexec.Runner{}.StartDaemon(hostexec.Daemon{Argv: []string{bin}, Dir: "/", Log: log})
+		if serr != nil {
+			return fmt.Errorf("%w: %w", client.ErrNoDaemon, serr)
+		}
+		exited := make(chan *os.ProcessState, 1)
+		go func() {
+			if st, err := proc.Wait(); err == nil {
+				exited <- st
+			}
+		}()
+		err = a.awaitDaemon(ctx, exited)
+	}
+	if err != nil {
 		return startError(err, p.DaemonLog(), from)
 	}
 	return nil
 }
+
+// errYielded says that the daemon which was started left the field to another, and that one does not answer: it was
+// about to end, most likely.
+var errYielded = errors.New("another daemon was there, and does not answer")
 
 // awaitDaemon asks until a daemon answers; exited tells of the one that was started here.
 func (a *App) awaitDaemon(ctx context.Context, exited <-chan *os.ProcessState) error {
@@ -75,6 +84,7 @@ func (a *App) awaitDaemon(ctx context.Context, exited <-chan *os.ProcessState) e
 	}
 	defer c.Close()
 	wait := askAgainFirst
+	var yielded <-chan time.Time
 	for {
 		_, err := c.Daemon(ctx)
 		if err == nil {
@@ -90,7 +100,10 @@ func (a *App) awaitDaemon(ctx context.Context, exited <-chan *os.ProcessState) e
 			if !st.Success() {
 				return fmt.Errorf("%s ended with %s", daemonProgram, st)
 			}
-			exited = nil // another one was first
+			exited, yielded = nil, time.After(otherAnswersWithin) // another one was first
+		case <-yielded:
+			t.Stop()
+			return errYielded
 		case <-ctx.Done():
 			t.Stop()
 			if errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
