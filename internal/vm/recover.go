@@ -74,9 +74,12 @@ func (s *Service) reattach(ctx context.Context, rec store.VM) error {
 			}
 		}
 		s.cfg.Log.Info("vm found running", "vm", rec.Name, "id", rec.ID)
-		s.watch(rec.ID, rec.Name, m)
+		l := s.watch(rec.ID, rec.Name, m)
 		s.watchOwner(rec)
-		return nil
+		// Until its watcher has looked, its agent would not be known to answer, and a client that comes back to
+		// a command in it be sent away.
+		_, err = l.until(ctx, func(st vmm.Status) bool { return st.Seq > 0 })
+		return err
 	case errors.As(err, &gone):
 		end := gone.End
 		if end == nil {
