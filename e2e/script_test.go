@@ -223,8 +223,7 @@ func (u *user) leave() {
 		_ = os.Remove(config) // one that is wrong by intent would keep the daemon from starting
 	}
 	var problems []string
-	// Stopped first: the commands of a fake guest are processes of this host, and nobody ends them when it is killed.
-	for _, args := range [][]string{{"vm", "stop", "--all", "--timeout", "5s"}, {"vm", "delete", "--all", "--force"}, {"daemon", "stop"}} {
+	for _, args := range [][]string{{"vm", "delete", "--all", "--force"}, {"daemon", "stop"}} {
 		ctx, cancel := context.WithTimeout(context.Background(), soon)
 		c := u.command(ctx, "banger", args...)
 		if text, err := c.CombinedOutput(); err != nil {
@@ -232,8 +231,12 @@ func (u *user) leave() {
 		}
 		cancel()
 	}
-	if err := poll(soon, func() bool { return len(u.processes()) == 0 }); err != nil {
-		for pid, cmdline := range u.processes() {
+	// The commands of a fake guest are processes of this host, and go on where their guest was killed.
+	for pid := range u.processes("/fakeguest/bin:") {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	if err := poll(soon, func() bool { return len(u.processes("")) == 0 }); err != nil {
+		for pid, cmdline := range u.processes("") {
 			problems = append(problems, fmt.Sprintf("left behind: process %d: %s", pid, cmdline))
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
@@ -267,8 +270,9 @@ func (u *user) command(ctx context.Context, name string, args ...string) *exec.C
 	return c
 }
 
-// processes are those whose command line, directory or environment is in the user's directory, by pid.
-func (u *user) processes() map[int]string {
+// processes are those whose command line, directory or environment is in the user's directory, by pid. Where inEnv is
+// not empty, only those that have it in their environment too.
+func (u *user) processes(inEnv string) map[int]string {
 	found := map[int]string{}
 	entries, _ := os.ReadDir("/proc")
 	for _, e := range entries {
@@ -283,7 +287,8 @@ func (u *user) processes() map[int]string {
 		cwd, _ := os.Readlink("/proc/" + e.Name() + "/cwd")
 		environ, _ := os.ReadFile("/proc/" + e.Name() + "/environ")
 		dir := []byte(u.dir)
-		if bytes.Contains(cmdline, dir) || bytes.Contains(environ, dir) || strings.HasPrefix(cwd, u.dir) {
+		ours := bytes.Contains(cmdline, dir) || bytes.Contains(environ, dir) || strings.HasPrefix(cwd, u.dir)
+		if ours && bytes.Contains(environ, []byte(inEnv)) {
 			found[pid] = strings.ReplaceAll(string(cmdline), "\x00", " ")
 		}
 	}
