@@ -52,7 +52,11 @@ func runConfigShow(a *App, o *configShowOptions) error {
 	a.say("%s", state)
 	var fields []field
 	for _, key := range slices.Sorted(maps.Keys(view.Values)) {
-		fields = append(fields, field{key, fmt.Sprint(view.Values[key])})
+		value := fmt.Sprint(view.Values[key])
+		if key == "default_cpus" && cfg.DefaultCPUs == 0 {
+			value += fmt.Sprintf(" (%d under emulation)", cfg.CPUs(true))
+		}
+		fields = append(fields, field{key, value})
 	}
 	return writeFields(a.Out, fields)
 }

@@ -265,7 +265,7 @@ func TestConfig(t *testing.T) {
 	if err := os.WriteFile(path, []byte("default_memory = \"3GiB\"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if code := a.run("config", "show"); code != 0 || !strings.Contains(a.out.String(), "3GiB\n") {
+	if code := a.run("config", "show"); code != 0 || !strings.Contains(a.out.String(), "3GiB\n") || !strings.Contains(a.out.String(), "default_cpus:            2 (1 under emulation)\n") {
 		t.Errorf("status %d, %s", code, a.out.String())
 	}
 	if err := os.WriteFile(path, []byte("defualt_memory = \"3GiB\"\n"), 0o600); err != nil {

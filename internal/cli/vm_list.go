@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"strconv"
 
 	"github.com/spf13/cobra"
 
@@ -42,7 +41,7 @@ func runVMList(ctx context.Context, a *App, o *vmListOptions) error {
 	return list[api.VM]{
 		header: []string{"NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "DISK", "AGE"},
 		row: func(vm api.VM) []string {
-			return []string{vm.Name, stateText(vm), vm.Image, strconv.Itoa(vm.CPUs), size(vm.MemoryBytes),
+			return []string{vm.Name, stateText(vm), vm.Image, numberOrDash(vm.CPUs), size(vm.MemoryBytes),
 				size(vm.DiskUsedBytes) + "/" + size(vm.DiskBytes), age(now.Sub(vm.CreatedAt))}
 		},
 		name: func(vm api.VM) string { return vm.Name },

@@ -67,7 +67,7 @@ func vmFields(vm api.VM) []field {
 		{"image digest", vm.ImageDigest},
 		{"kernel", vm.Kernel},
 		{"kernel digest", vm.KernelDigest},
-		{"cpus", strconv.Itoa(vm.CPUs)},
+		{"cpus", numberOrDash(vm.CPUs)},
 		{"memory", size(vm.MemoryBytes)},
 		{"disk", size(vm.DiskUsedBytes) + " used of " + size(vm.DiskBytes)},
 		{"environment", strings.Join(vm.Env, " ")},

@@ -21,12 +21,12 @@ func TestVMList(t *testing.T) {
 	}
 	at := a.Now().Add(-3 * time.Hour)
 	d.add(api.VM{Name: "web", State: api.StateRunning, Mark: api.MarkFull, Image: "debian-bookworm", CPUs: 2, MemoryBytes: 2 << 30, DiskBytes: 20 << 30, DiskUsedBytes: 3 << 19, CreatedAt: at})
-	d.add(api.VM{Name: "db", State: api.StateStopped, Reason: "guest \x1b[31mended", CPUs: 1, MemoryBytes: 512 << 20, DiskBytes: 20 << 30, CreatedAt: at})
+	d.add(api.VM{Name: "db", State: api.StateStopped, Reason: "guest \x1b[31mended", MemoryBytes: 512 << 20, DiskBytes: 20 << 30, CreatedAt: at})
 	if code := a.run("vm", "list"); code != 0 {
 		t.Fatalf("status %d: %s", code, a.err.String())
 	}
 	want := `NAME  STATE                          IMAGE            CPUS  MEMORY  DISK          AGE
-db    stopped (guest \x1b[31mended)  -                1     512MiB  0B/20GiB      3h
+db    stopped (guest \x1b[31mended)  -                -     512MiB  0B/20GiB      3h
 web   running                        debian-bookworm  2     2GiB    1.5MiB/20GiB  3h
 `
 	if diff := cmp.Diff(want, a.out.String()); diff != "" {

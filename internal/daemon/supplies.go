@@ -101,6 +101,9 @@ func (i *images) ensure(ctx context.Context, name string, rep progress.Reporter)
 	name = cmp.Or(name, i.def)
 	img, err := i.db.Image(ctx, name)
 	if err != nil {
+		if _, err := i.Image(ctx, name); err == nil {
+			rep.Note(fmt.Sprintf("image %q is not on this host yet: it is made now, once, which takes a minute or two", name))
+		}
 		if img, err = i.Pull(ctx, api.PullImage{Name: name}, rep); err != nil {
 			return vm.Image{}, err
 		}

@@ -1,0 +1,50 @@
+package daemon
+
+import (
+	"context"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"git.thaloco.com/thaloco/banger/internal/image"
+	"git.thaloco.com/thaloco/banger/internal/progress"
+	"git.thaloco.com/thaloco/banger/internal/store"
+)
+
+// interrupter collects the notes of a piece of work and cancels it at the first.
+type interrupter struct {
+	progress.Reporter
+	cancel context.CancelFunc
+	notes  []string
+}
+
+func (r *interrupter) Note(text string) {
+	r.notes = append(r.notes, text)
+	r.cancel()
+}
+
+// TestEnsureSaysWhatTakesLong: who starts a VM is told that its image is made first, and nothing of an
+// image that nobody knows.
+func TestEnsureSaysWhatTakesLong(t *testing.T) {
+	db, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "banger.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	files, err := image.New(image.Config{Dir: t.TempDir(), CacheDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := images{files: files, db: db, def: "debian-bookworm"}
+	for name, want := range map[string][]string{
+		"":     {`image "debian-bookworm" is not on this host yet: it is made now, once, which takes a minute or two`},
+		"nope": nil,
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		rep := &interrupter{Reporter: progress.Discard, cancel: cancel}
+		if _, err := i.ensure(ctx, name, rep); err == nil || !slices.Equal(rep.notes, want) {
+			t.Errorf("image %q: notes %q, %v", name, rep.notes, err)
+		}
+		cancel()
+	}
+}
