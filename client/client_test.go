@@ -21,11 +21,7 @@ import (
 func serve(t *testing.T, dir string, h http.HandlerFunc) string {
 	t.Helper()
 	if dir == "" {
-		var err error
-		if dir, err = os.MkdirTemp("", "banger-client"); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { os.RemoveAll(dir) })
+		dir = t.TempDir()
 	}
 	d, err := os.Open(dir) // the path may be longer than an address holds
 	if err != nil {

@@ -293,8 +293,7 @@ func dialUnix(ctx context.Context, path string) (net.Conn, error) {
 	}
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", path)
-	var op *net.OpError
-	if errors.As(err, &op) { // its text repeats the path
+	if op, ok := errors.AsType[*net.OpError](err); ok { // its text repeats the path
 		return nil, op.Err
 	}
 	return conn, err
