@@ -58,7 +58,7 @@ func TestGuestIsItsOwnMachine(t *testing.T) {
 		}
 	}
 	h.ok("vm", "exec", "box", "--", "modprobe", "nf_tables")
-	for _, tool := range strings.Fields("git jq rg curl gcc make python3 tmux vim less rsync ssh docker") {
+	for tool := range strings.FieldsSeq("git jq rg curl gcc make python3 tmux vim less rsync ssh docker") {
 		if r := h.run("vm", "exec", "box", "--", "sh", "-c", "command -v "+tool); r.code != 0 {
 			t.Errorf("the image has no %s", tool)
 		}

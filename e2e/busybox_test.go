@@ -94,11 +94,11 @@ func busyboxImage(t *testing.T, images string) {
 			t.Fatal(err)
 		}
 	}
-	for _, dir := range strings.Fields("bin dev etc proc root run sys tmp") {
+	for dir := range strings.FieldsSeq("bin dev etc proc root run sys tmp") {
 		add(tar.Header{Name: dir + "/", Typeflag: tar.TypeDir, Mode: 0o755}, nil)
 	}
 	add(tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755}, program)
-	for _, name := range strings.Fields("sh cat echo ls mount ps wc sleep grep sync reboot poweroff true") {
+	for name := range strings.FieldsSeq("sh cat echo ls mount ps wc sleep grep sync reboot poweroff true") {
 		add(tar.Header{Name: "bin/" + name, Typeflag: tar.TypeSymlink, Linkname: "busybox", Mode: 0o777}, nil)
 	}
 	add(tar.Header{Name: "etc/passwd", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:0:root:/root:/bin/sh\n"))

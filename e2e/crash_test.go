@@ -37,7 +37,7 @@ func TestDaemonGoesAndComes(t *testing.T) {
 			tc.end()
 			_ = c.Wait()
 			want := ""
-			for _, n := range strings.Fields("1 2 3 4 5 6 7 8 9 10 11 12") {
+			for n := range strings.FieldsSeq("1 2 3 4 5 6 7 8 9 10 11 12") {
 				want += "line " + n + "\n"
 			}
 			if out.String() != want || c.ProcessState.ExitCode() != 5 {

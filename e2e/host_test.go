@@ -51,7 +51,7 @@ func newHost(t testing.TB) *host {
 
 func bareHost(t testing.TB) *host {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "be2e-")
+	dir, err := os.MkdirTemp("", "be2e-") //nolint:usetesting // the shared host outlives the test that made it, and sockets need short paths
 	if err != nil {
 		t.Fatal(err)
 	}
