@@ -118,8 +118,7 @@ func (a *App) awaitDaemon(ctx context.Context, exited <-chan *os.ProcessState) e
 
 // startError says why the daemon did not start, with what it wrote to its log since offset from.
 func startError(err error, log string, from int64) error {
-	var sig signalError
-	if errors.As(err, &sig) {
+	if _, ok := errors.AsType[signalError](err); ok {
 		return err
 	}
 	e := api.Errorf(api.KindUnavailable, "%w: %w", client.ErrNoDaemon, err)

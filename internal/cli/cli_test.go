@@ -7,6 +7,7 @@ import (
 	"go/token"
 	"io"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -183,19 +184,10 @@ func TestLayers(t *testing.T) {
 			for _, imp := range f.Imports {
 				path, _ := strconv.Unquote(imp.Path.Value)
 				ours, isOurs := strings.CutPrefix(path, module)
-				if path == "os/exec" || isOurs && !contains(allowed, ours) {
+				if path == "os/exec" || isOurs && !slices.Contains(allowed, ours) {
 					t.Errorf("%s imports %s", file, path)
 				}
 			}
 		}
 	}
-}
-
-func contains(list []string, s string) bool {
-	for _, l := range list {
-		if l == s {
-			return true
-		}
-	}
-	return false
 }

@@ -197,8 +197,7 @@ func checkPath(p string) (string, error) {
 
 // cause is err without the path that the message around it names already.
 func cause(err error) error {
-	var pe *os.PathError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*os.PathError](err); ok {
 		return pe.Err
 	}
 	return err
