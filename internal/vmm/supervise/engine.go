@@ -43,7 +43,7 @@ func (e *Engine) Start(ctx context.Context, dir string, spec vmm.Spec) (_ vmm.Ma
 	if err := checkSpec(spec); err != nil {
 		return nil, err
 	}
-	if err := refuseRunning(dir); err != nil {
+	if err := refuseRunning(ctx, dir); err != nil {
 		return nil, err
 	}
 	if err := remove(dir, paths.VMEnd, paths.VMSupervisor, paths.VMControl, paths.VMVsock, paths.VMInitrd); err != nil {
@@ -81,11 +81,17 @@ func (e *Engine) Start(ctx context.Context, dir string, spec vmm.Spec) (_ vmm.Ma
 	return nil, err
 }
 
-// refuseRunning refuses to start a second VM in a directory. What a supervisor that was killed left running is ended.
-func refuseRunning(dir string) error {
+// refuseRunning refuses to start a second VM in a directory. What a supervisor that was killed left running is ended,
+// and one that has told its VM's end is given the moment it needs to be gone.
+func refuseRunning(ctx context.Context, dir string) error {
 	var rec record
 	if readJSON(dir, paths.VMSupervisor, &rec) != nil {
 		return nil // no VM, or a file that was cut short by a crash of the host
+	}
+	if _, err := os.Stat(filepath.Join(dir, paths.VMEnd)); err == nil {
+		ctx, cancel := context.WithTimeout(ctx, exitWait)
+		defer cancel()
+		_ = rec.Supervisor.gone(ctx) // where it stays, it is refused
 	}
 	if rec.Supervisor.alive() {
 		return api.Errorf(api.KindConflict, "it runs already")
