@@ -319,6 +319,16 @@ func TestRecover(t *testing.T) {
 	}
 }
 
+// TestRecoveredVMIsReachable: a client that comes back to a command at once is let in.
+func TestRecoveredVMIsReachable(t *testing.T) {
+	w := newWorld(t)
+	w.create(api.CreateVM{Name: "a", Start: true})
+	w.restart()
+	if _, _, err := w.svc.reachable(t.Context(), "a"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestRecoverRemovesStrangers(t *testing.T) {
 	w := newWorld(t)
 	dir := filepath.Join(w.paths.VMs(), "stranger")
