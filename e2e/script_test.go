@@ -50,6 +50,9 @@ func run(m *testing.M) int {
 		install = dir
 		err = build(dir)
 	}
+	if err == nil { // testscript makes its directories there, and leaves them where scripts are left out by -run
+		err = os.Setenv("GOTMPDIR", dir)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		return 1
