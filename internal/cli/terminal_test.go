@@ -43,8 +43,9 @@ func (a *testApp) banger(t *testing.T, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// onTerminal starts cmd on a terminal of its own and returns the keyboard's end, and what the screen shows.
-func onTerminal(t *testing.T, cmd *exec.Cmd) (keys, tty *os.File, screen *gateWriter) {
+// onTerminal starts cmd on a terminal of its own and returns the keyboard's end, what the screen shows,
+// and the terminal's settings before.
+func onTerminal(t *testing.T, cmd *exec.Cmd) (keys, tty *os.File, screen *gateWriter, before unix.Termios) {
 	t.Helper()
 	keys, tty, err := pty.Open()
 	if err != nil {
@@ -56,6 +57,7 @@ func onTerminal(t *testing.T, cmd *exec.Cmd) (keys, tty *os.File, screen *gateWr
 	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	before = termios(t, tty)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +72,7 @@ func onTerminal(t *testing.T, cmd *exec.Cmd) (keys, tty *os.File, screen *gateWr
 			}
 		}
 	}()
-	return keys, tty, screen
+	return keys, tty, screen, before
 }
 
 func termios(t *testing.T, f *os.File) unix.Termios {
@@ -97,8 +99,7 @@ func TestShellOnARealTerminal(t *testing.T) {
 	a := newTestApp(t)
 	d := startFake(t, a.env)
 	cmd := a.banger(t, "vm", "run", "--name", "web")
-	keys, tty, screen := onTerminal(t, cmd)
-	before := termios(t, tty)
+	keys, tty, screen, before := onTerminal(t, cmd)
 	keys.WriteString("stty size; tty && echo $TERM-$((40+2))\n")
 	waitFor(t, func() bool { return strings.Contains(screen.String(), "xterm-42") })
 	if s := screen.String(); !strings.Contains(s, "30 100\r\n") {
@@ -143,8 +144,7 @@ func TestTerminalIsRestoredAfterSignals(t *testing.T) {
 		d := startFake(t, a.env)
 		d.add(api.VM{Name: "web", State: api.StateRunning})
 		cmd := a.banger(t, "vm", "exec", "web", "--", "sh", "-c", "trap '' TERM HUP; echo up; while :; do sleep 1; done")
-		_, tty, screen := onTerminal(t, cmd)
-		before := termios(t, tty)
+		_, tty, screen, before := onTerminal(t, cmd)
 		waitFor(t, func() bool { return strings.Contains(screen.String(), "up\r\n") })
 		cmd.Process.Signal(c.sig)
 		if c.sig != syscall.SIGHUP { // the command ignores the first
@@ -181,7 +181,7 @@ func TestProgressOnARealTerminal(t *testing.T) {
 	shown := make(chan struct{})
 	d.on("image.pull", operationThatSteps(shown))
 	cmd := a.banger(t, "image", "pull", "x")
-	_, _, screen := onTerminal(t, cmd)
+	_, _, screen, _ := onTerminal(t, cmd)
 	waitFor(t, func() bool { return strings.Contains(screen.String(), "\rdownload x  10MiB/40MiB 25%") })
 	close(shown)
 	if code := status(t, cmd); code != 0 {

@@ -198,7 +198,7 @@ func invalid(path string, mistakes []mistake) error {
 		lines = append(lines, fmt.Sprintf("%s:%d:%d: %s", path, m.at.line, m.at.column, m.text))
 	}
 	return api.Errorf(api.KindInvalid, "%s", strings.Join(lines, "\n")).
-		WithHint("`banger config show` shows the configuration in force once the file is correct")
+		WithHint("correct the file, or move it away; banger config show then shows what is in force")
 }
 
 // View is every key with its value in force, as JSON has it.

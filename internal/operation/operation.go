@@ -125,7 +125,7 @@ func (s *Service) guarded(ctx context.Context, r *run, work func(context.Context
 				s.log.Error("operation panicked", "operation", r.op.ID, "kind", r.op.Kind, "target", r.op.Target,
 					"panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 				result, err = nil, api.Errorf(api.KindInternal, "%s: internal error: %v", r.op.Kind, p).
-					WithHint("this is a defect of banger; `banger daemon logs` has its stack")
+					WithHint("this is a defect of banger; banger daemon logs has its stack")
 			}
 		}()
 		v, workErr := work(ctx, r)

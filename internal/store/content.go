@@ -127,9 +127,9 @@ func (c content[T]) missing(ctx context.Context, q queryer, name string) error {
 	}
 	out := api.Errorf(api.KindNotFound, "no %s %q", c.noun, name)
 	if near := suggest.Near(name, names); len(near) > 0 {
-		return out.WithHint("did you mean %s? `banger %s list` shows all", strings.Join(near, " or "), c.noun)
+		return out.WithHint("did you mean %s? banger %s list shows all", strings.Join(near, " or "), c.noun)
 	}
-	return out.WithHint("`banger %s list` shows what there is", c.noun)
+	return out.WithHint("banger %s list shows what there is", c.noun)
 }
 
 // remove takes a name away. The last name of a digest that VMs are pinned to cannot go: KindConflict, naming the VMs.
@@ -153,7 +153,7 @@ func (c content[T]) remove(ctx context.Context, s *Store, name string) error {
 		}
 		if len(vms) > 0 && others == 0 {
 			return api.Errorf(api.KindConflict, "delete %s %q: in use by %s", c.noun, name, vmList(vms)).
-				WithHint("`banger vm delete %s` first", strings.Join(vms, " "))
+				WithHint("remove what uses it first: banger vm delete --force %s", strings.Join(vms, " "))
 		}
 		_, err = tx.ExecContext(ctx, "DELETE FROM "+c.names+" WHERE name = ?", name)
 		return err

@@ -45,7 +45,7 @@ func TestContentLife(t *testing.T) {
 	s := withContent(t)
 	ctx := t.Context()
 	must(t, s.InsertVM(ctx, vm("web")))
-	wantKind(t, s.DeleteImage(ctx, "debian"), api.KindConflict, `delete image "debian": in use by vm "web"`, "banger vm delete web")
+	wantKind(t, s.DeleteImage(ctx, "debian"), api.KindConflict, `delete image "debian": in use by vm "web"`, "banger vm delete --force web")
 	wantKind(t, s.DeleteKernel(ctx, "generic"), api.KindConflict, `delete kernel "generic": in use by vm "web"`)
 	wantKind(t, s.ForgetImage(ctx, "sha256:i1"), api.KindConflict)
 

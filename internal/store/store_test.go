@@ -110,7 +110,7 @@ func TestVMErrors(t *testing.T) {
 
 	dup := vm("web")
 	dup.ID = "other"
-	wantKind(t, s.InsertVM(ctx, dup), api.KindConflict, `vm "web" already exists`, "banger vm delete web")
+	wantKind(t, s.InsertVM(ctx, dup), api.KindConflict, `vm "web" already exists`, "banger vm delete --force web")
 	sameID := vm("web2")
 	sameID.ID = "id-web"
 	wantKind(t, s.InsertVM(ctx, sameID), api.KindConflict)

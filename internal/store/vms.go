@@ -92,7 +92,7 @@ func vmWriteError(verb string, vm VM, err error) error {
 		return nil
 	case isUnique(err):
 		return api.Errorf(api.KindConflict, "vm %q already exists", vm.Name).
-			WithHint("choose another name, or `banger vm delete %s` first", vm.Name)
+			WithHint("choose another name, or remove it: banger vm delete --force %s", vm.Name)
 	case isForeignKey(err):
 		return api.Errorf(api.KindConflict, "%s vm %q: its image %q or kernel %q was deleted meanwhile", verb, vm.Name, vm.Image, vm.Kernel).
 			WithHint("try again")
@@ -153,9 +153,9 @@ func (s *Store) VM(ctx context.Context, nameOrID string) (VM, error) {
 func noVM(name string, names []string) error {
 	err := api.Errorf(api.KindNotFound, "no vm %q", name)
 	if near := suggest.Near(name, names); len(near) > 0 {
-		return err.WithHint("did you mean %s? `banger vm list` shows all", strings.Join(near, " or "))
+		return err.WithHint("did you mean %s? banger vm list shows all", strings.Join(near, " or "))
 	}
-	return err.WithHint("`banger vm list` shows what there is")
+	return err.WithHint("banger vm list shows what there is")
 }
 
 // VMs returns all VMs in order of creation.

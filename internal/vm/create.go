@@ -46,7 +46,7 @@ func (s *Service) CheckCreate(ctx context.Context, req api.CreateVM) error {
 
 func nameTaken(name string) error {
 	return api.Errorf(api.KindConflict, "vm %q already exists", name).
-		WithHint("choose another --name, or remove it: banger vm delete %s", name)
+		WithHint("choose another --name, or remove it: banger vm delete --force %s", name)
 }
 
 func badWait(m api.Mark) error {

@@ -78,6 +78,7 @@ func (s *Service) PrepareWorkspace(ctx context.Context, nameOrID string, req api
 		return api.Workspace{}, api.Errorf(api.KindInvalid, "guest path %q is not possible", req.GuestPath).
 			WithHint("use an absolute path below /, such as /root/repo")
 	}
+	rep.Step("read " + filepath.Base(req.Path))
 	src, err := workspace.Prepare(ctx, workspace.Config{Environ: os.Environ(), Home: s.cfg.Host.Home, TempDir: s.cfg.Paths.Cache}, req.Path)
 	if err != nil {
 		return api.Workspace{}, err
@@ -87,7 +88,6 @@ func (s *Service) PrepareWorkspace(ctx context.Context, nameOrID string, req api
 	if guestPath == "" {
 		guestPath = "/root/" + src.Name
 	}
-	rep.Step("copy " + src.Name + " to " + rec.Name + ":" + guestPath)
 	ws, err := s.sendWorkspace(ctx, l, src, guestPath, rep)
 	if err != nil {
 		return api.Workspace{}, fmt.Errorf("copy %q to vm %q: %w", req.Path, rec.Name, err)

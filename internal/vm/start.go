@@ -111,7 +111,14 @@ func (s *Service) notStarted(ctx context.Context, rec store.VM, err error) error
 		ev, reason = evEnd, ""
 	}
 	_, e := s.move(ctx, rec.ID, ev, reason)
-	return errors.Join(fmt.Errorf("start vm %q: %w", rec.Name, diskFull(err, s.cfg.Paths.VM(rec.ID))), e)
+	failed := api.AsError(fmt.Errorf("start vm %q: %w", rec.Name, diskFull(err, s.cfg.Paths.VM(rec.ID))))
+	if failed.Hint == "" && ev == evFail {
+		failed = failed.WithHint("banger vm logs --source vmm %s may say more; banger vm delete --force %s removes the VM", rec.Name, rec.Name)
+	}
+	if e != nil {
+		return errors.Join(failed, e)
+	}
+	return failed
 }
 
 // spec is all the engine must know of a VM.

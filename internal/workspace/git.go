@@ -72,12 +72,12 @@ func (g git) findRoot(ctx context.Context, dir string) (string, error) {
 	switch {
 	case errors.Is(err, hostexec.ErrNotInstalled):
 		return "", api.Errorf(api.KindUnavailable, "copy the git work tree %q: git is not installed on the host", marked).
-			WithHint("install it: `sudo apt install git`")
+			WithHint("install it: sudo apt install git")
 	case code < 0:
 		return "", err
 	case strings.Contains(said, "dubious ownership"), strings.Contains(said, "unsafe repository"):
 		return "", api.Errorf(api.KindInvalid, "copy the git work tree %q: git refuses it, because it belongs to another user", marked).
-			WithHint("if you trust it: `git config --global --add safe.directory %s`", marked)
+			WithHint("if you trust it: git config --global --add safe.directory %s", marked)
 	case strings.Contains(said, "must be run in a work tree"):
 		return "", nil // a bare repository, or a directory in .git: copied as it is
 	case strings.Contains(said, "not a git repository"):
@@ -141,7 +141,7 @@ func (g git) broken(root, ref, said string) error {
 	}
 	said, _, _ = strings.Cut(said, "\n")
 	return api.Errorf(api.KindInvalid, "read %s of the git repository %q: %s", ref, root, said).
-		WithHint("`git -C %s fsck` shows what is wrong; `git -C %s symbolic-ref HEAD refs/heads/BRANCH` sets HEAD to a branch", root, root)
+		WithHint("git -C %s fsck shows what is wrong; git -C %s symbolic-ref HEAD refs/heads/BRANCH sets HEAD to a branch", root, root)
 }
 
 // split cuts output at a separator that ends every part.

@@ -168,7 +168,7 @@ func resolve(path string) (string, error) {
 		var st os.FileInfo
 		if st, err = os.Stat(real); err == nil && !st.IsDir() {
 			return "", api.Errorf(api.KindInvalid, "copy %q: it is not a directory", path).
-				WithHint("give the directory it is in; `banger vm run %s`", filepath.Dir(path))
+				WithHint("give the directory it is in: banger vm run %s", filepath.Dir(path))
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
