@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -25,6 +26,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asBanger) != "" {
 		os.Exit(Main())
 	}
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP) // the tests may run under nohup; the programs they start must not
 	os.Exit(m.Run())
 }
 

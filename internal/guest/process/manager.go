@@ -26,8 +26,10 @@ import (
 	"maps"
 	"net"
 	"os"
+	"os/signal"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
@@ -85,8 +87,20 @@ func NewManager(cfg Config) *Manager {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
+	unignore()
 	return &Manager{cfg: cfg, log: log, procs: map[string]*proc{},
 		conns: map[net.Conn]struct{}{}, lingering: map[*os.File]struct{}{}}
+}
+
+// unignore takes back that this process ignores signals: what is ignored stays so in the commands it starts, which would
+// then not hear an interrupt or a hang-up. A signal that is handled is the default again in a command. This process
+// itself goes on as before.
+func unignore() {
+	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGPIPE, syscall.SIGTERM} {
+		if signal.Ignored(s) {
+			signal.Notify(make(chan os.Signal, 1), s)
+		}
+	}
 }
 
 // Start starts a process to which nobody is attached. The error is a *wire.ExecError.
