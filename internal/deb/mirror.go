@@ -14,7 +14,7 @@ import (
 
 // Where Debian is served to everyone.
 const (
-	PublicMirror   = "http://deb.debian.org/debian"
+	PublicMirror   = "http://ftp.debian.org/debian"
 	PublicSecurity = "http://security.debian.org/debian-security"
 )
 

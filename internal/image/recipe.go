@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -164,7 +166,7 @@ func (b *debian) argv(a archive, keyring string) []string {
 	} {
 		argv = append(argv, "--dpkgopt="+opt)
 	}
-	argv = append(argv, "--customize-hook="+strings.ReplaceAll(customizeScript, "@RELEASE@", b.src.Release), b.src.Release, "-")
+	argv = append(argv, "--customize-hook="+strings.ReplaceAll(customizeScript, "@SOURCES@", guestSources(a.lines)), b.src.Release, "-")
 	for _, line := range a.lines {
 		argv = append(argv, "deb [signed-by="+keyring+"] "+line)
 	}
@@ -279,4 +281,30 @@ func (l *lockedReporter) Note(text string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.rep.Note(text)
+}
+
+// guestSources are the lines of the guest's sources.list: the mirror the image was built from, which its user can
+// reach. One that only this host reaches, or whose address holds a password, is replaced by the public one.
+func guestSources(lines []string) string {
+	var out []string
+	for _, line := range lines {
+		mirror, rest, _ := strings.Cut(line, " ")
+		if !forGuests(mirror) {
+			mirror = deb.PublicMirror
+			if strings.Contains(rest, "-security ") {
+				mirror = deb.PublicSecurity
+			}
+		}
+		out = append(out, "deb "+mirror+" "+rest)
+	}
+	return strings.Join(out, "\n")
+}
+
+func forGuests(mirror string) bool {
+	u, err := url.Parse(mirror)
+	if err != nil || u.User != nil || u.Hostname() == "" || u.Hostname() == "localhost" {
+		return false
+	}
+	addr, err := netip.ParseAddr(u.Hostname())
+	return err != nil || !addr.IsLoopback()
 }

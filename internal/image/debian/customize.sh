@@ -13,10 +13,8 @@ if [ -e "$etc/dpkg/dpkg.cfg.d/99mmdebstrap" ]; then
 	grep '^path-' "$etc/dpkg/dpkg.cfg.d/99mmdebstrap" >"$etc/dpkg/dpkg.cfg.d/banger-slim"
 	rm "$etc/dpkg/dpkg.cfg.d/99mmdebstrap"
 fi
-cat >"$etc/apt/sources.list" <<SOURCES
-deb http://deb.debian.org/debian @RELEASE@ main
-deb http://deb.debian.org/debian @RELEASE@-updates main
-deb http://security.debian.org/debian-security @RELEASE@-security main
+cat >"$etc/apt/sources.list" <<'SOURCES'
+@SOURCES@
 SOURCES
 
 # Packages put links to manual pages there, and some fail where they cannot.
