@@ -40,6 +40,7 @@ test-unit:
 ## test-e2e: the real command line on real VMs; downloads a kernel and builds an image once
 test-e2e:
 	./scripts/host-packages test
+	BANGER_TEST_MIRROR=1 $(GO) test -count=1 -timeout 10m -run Mirror ./internal/kernel
 	$(GO) test -tags e2e -count=1 -timeout 25m ./e2e/...
 
 ## test-long: large counts of the randomised tests, COUNT=… SEED=…
