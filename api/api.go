@@ -2,7 +2,7 @@
 // clients and the daemon exchange as JSON over the daemon's unix socket. It
 // imports only the standard library, so that anything can import it.
 //
-// The files divide it by noun: vm.go, image.go, kernel.go, operation.go,
+// The files divide it by noun: vm.go, image.go (kernels too), operation.go,
 // daemon.go, and error.go with the error kinds and their HTTP statuses.
 //
 // Routes, all under /v1 (apiserver/routes.go is the list that is served):
