@@ -33,19 +33,20 @@ func translated[I, O any](h handlerFunc[I, O]) handlerFunc[I, O] {
 		if err == nil {
 			return out, nil
 		}
-		e := asError(err)
-		if seen, ok := ctx.Value(failureKey{}).(*failure); ok {
-			seen.err = e
-		}
-		return out, statusError{e}
+		return out, statusError{failed(ctx, err)}
 	}
 }
 
-func asError(err error) *api.Error {
+// failed is the error of a request as its client gets it, left for the guard to log.
+func failed(ctx context.Context, err error) *api.Error {
+	e := api.AsError(err)
 	if errors.Is(err, context.Canceled) {
-		return api.Errorf(api.KindCancelled, "%w", err)
+		e = api.Errorf(api.KindCancelled, "%w", err)
 	}
-	return api.AsError(err)
+	if seen, ok := ctx.Value(failureKey{}).(*failure); ok {
+		seen.err = e
+	}
+	return e
 }
 
 // humaError turns the errors huma itself makes (a body that does not fit its type) into the API's.
@@ -65,8 +66,8 @@ func humaError(status int, msg string, errs ...error) huma.StatusError {
 }
 
 // writeError answers with an error, outside of huma.
-func writeError(w http.ResponseWriter, err error) {
-	e := asError(err)
+func writeError(w http.ResponseWriter, r *http.Request, err error) {
+	e := failed(r.Context(), err)
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(e.Kind.Status())
 	_ = json.NewEncoder(w).Encode(api.ErrorReply{Error: e}) // nothing to do for a client that left

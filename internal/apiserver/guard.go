@@ -28,7 +28,7 @@ func (s *Server) guard(next http.Handler) http.Handler {
 		w.Header().Set(api.HeaderAPIVersion, strconv.Itoa(api.Version))
 		w.Header().Set(api.HeaderBuildVersion, buildinfo.Version)
 		if err := admit(r); err != nil {
-			writeError(w, err)
+			writeError(w, r, err)
 			return
 		}
 		seen := &failure{}

@@ -93,6 +93,6 @@ func (s *Server) streams(mux *http.ServeMux) {
 	mux.HandleFunc("GET /v1/vms/{name}/exec", s.exec)
 	mux.HandleFunc("GET /v1/vms/{name}/logs", s.logs)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		writeError(w, api.Errorf(api.KindNotFound, "no route %s %s", r.Method, r.URL.Path))
+		writeError(w, r, api.Errorf(api.KindNotFound, "no route %s %s", r.Method, r.URL.Path))
 	})
 }

@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +25,8 @@ import (
 // fakeVMs has one VM, "web"; everything else is not found.
 type fakeVMs struct {
 	VMs
-	guest net.Conn
+	guest  net.Conn
+	hungUp []string // exec ids
 }
 
 func (f *fakeVMs) VM(_ context.Context, name string) (api.VM, error) {
@@ -56,7 +59,15 @@ func (f *fakeVMs) Create(ctx context.Context, req api.CreateVM, rep progress.Rep
 
 func (f *fakeVMs) DialExec(context.Context, string) (net.Conn, error) { return f.guest, nil }
 
+func (f *fakeVMs) ExecOwnerGone(_ context.Context, _, execID string) error {
+	f.hungUp = append(f.hungUp, execID)
+	return nil
+}
+
 func (f *fakeVMs) Logs(_ context.Context, name, _ string, _ bool, w io.Writer) error {
+	if name == "unreadable" {
+		return errors.New("the log is under water")
+	}
 	if name != "web" {
 		return api.Errorf(api.KindNotFound, "no vm %q", name)
 	}
@@ -141,6 +152,7 @@ func TestErrors(t *testing.T) {
 		{"operation on nobody", "POST", "/v1/vms/nobody/start", `{}`, nil, api.KindNotFound, "nobody"},
 		{"unknown operation", "GET", "/v1/operations/none/events", "", nil, api.KindNotFound, "none"},
 		{"logs of nobody", "GET", "/v1/vms/nobody/logs", "", nil, api.KindNotFound, "nobody"},
+		{"logs that cannot be read", "GET", "/v1/vms/unreadable/logs", "", nil, api.KindInternal, "water"},
 		{"exec without an upgrade", "GET", "/v1/vms/web/exec", "", nil, api.KindInvalid, "upgrade"},
 		{"origin", "GET", "/v1/daemon", "", []string{"Origin", "http://localhost"}, api.KindInvalid, "web pages"},
 		{"foreign host", "GET", "/v1/daemon", "", []string{"Host", "evil.example"}, api.KindInvalid, "web pages"},
@@ -160,8 +172,10 @@ func TestErrors(t *testing.T) {
 			}
 		})
 	}
-	if n := strings.Count(logs.String(), "fire"); n != 1 {
-		t.Errorf("an internal error was logged %d times, want once:\n%s", n, logs)
+	for _, word := range []string{"fire", "water"} {
+		if n := strings.Count(logs.String(), word); n != 1 {
+			t.Errorf("an internal error was logged %d times, want once:\n%s", n, logs)
+		}
 	}
 	if strings.Contains(logs.String(), "nobody") {
 		t.Errorf("a client's mistake was logged:\n%s", logs)
@@ -234,6 +248,61 @@ func TestExecJoins(t *testing.T) {
 	if err != nil || string(back) != "answer" {
 		t.Errorf("the client read %q, %v", back, err)
 	}
+}
+
+// hijacked is a connection that is taken over with some bytes read already.
+type hijacked struct {
+	*httptest.ResponseRecorder
+	conn net.Conn
+	head string
+}
+
+func (h *hijacked) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	r := bufio.NewReader(strings.NewReader(h.head))
+	_, err := r.Peek(len(h.head))
+	return h.conn, bufio.NewReadWriter(r, bufio.NewWriter(h.conn)), err
+}
+
+// TestExecBreaksOffEarly: a client that is gone before the streams are joined is hung up as well, and nothing stays open.
+func TestExecBreaksOffEarly(t *testing.T) {
+	client := exec.Command("true")
+	if err := client.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = client.Wait() }() // a zombie until then: its pid is its own
+	before := pidfds(t)
+	guest, far := net.Pipe()
+	_ = far.Close()
+	conn, peer := net.Pipe()
+	go func() { _, _ = io.Copy(io.Discard, peer) }()
+	vms := &fakeVMs{guest: guest}
+	r := httptest.NewRequest("GET", "http://banger/v1/vms/web/exec?id=x1", nil)
+	r.Header.Set("Upgrade", UpgradeExec)
+	r = r.WithContext(context.WithValue(t.Context(), PeerKey{}, Peer{PID: client.Process.Pid}))
+	New(Config{VMs: vms, Log: slog.New(slog.DiscardHandler)}).
+		ServeHTTP(&hijacked{ResponseRecorder: httptest.NewRecorder(), conn: conn, head: "first"}, r)
+	if len(vms.hungUp) != 1 || vms.hungUp[0] != "x1" {
+		t.Errorf("hung up %q", vms.hungUp)
+	}
+	if after := pidfds(t); after != before {
+		t.Errorf("%d pidfds, %d before", after, before)
+	}
+}
+
+// pidfds counts this process's descriptors of processes.
+func pidfds(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, e := range entries {
+		if what, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && strings.Contains(what, "pidfd") {
+			n++
+		}
+	}
+	return n
 }
 
 func TestOpenAPI(t *testing.T) {

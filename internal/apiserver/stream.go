@@ -61,7 +61,7 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 func (s *Server) operationEvents(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("id")
 	if _, err := s.cfg.Operations.Get(r.Context(), id); err != nil {
-		writeError(w, err)
+		writeError(w, r, err)
 		return
 	}
 	out := newSSE(w)
@@ -79,13 +79,11 @@ func (s *Server) streamEnded(r *http.Request, err error) {
 func (s *Server) logs(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	out := &flusher{w: w, c: http.NewResponseController(w)}
-	if q.Get("follow") == "true" {
-		out.each = true
-	}
-	err := s.cfg.VMs.Logs(r.Context(), r.PathValue("name"), q.Get("source"), q.Get("follow") == "true", out)
+	follow := q.Get("follow") == "true"
+	out := &flusher{w: w, c: http.NewResponseController(w), each: follow}
+	err := s.cfg.VMs.Logs(r.Context(), r.PathValue("name"), q.Get("source"), follow, out)
 	if err != nil && !out.wrote {
-		writeError(w, err)
+		writeError(w, r, err)
 		return
 	}
 	s.streamEnded(r, err)
@@ -113,21 +111,21 @@ func (f *flusher) Write(p []byte) (int, error) {
 func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
 	name, id := r.PathValue("name"), r.URL.Query().Get("id")
 	if r.Header.Get("Upgrade") != UpgradeExec {
-		writeError(w, api.Errorf(api.KindInvalid, "exec needs an upgrade to %q", UpgradeExec))
+		writeError(w, r, api.Errorf(api.KindInvalid, "exec needs an upgrade to %q", UpgradeExec))
 		return
 	}
 	guest, err := s.cfg.VMs.DialExec(r.Context(), name)
 	if err != nil {
-		writeError(w, err)
+		writeError(w, r, err)
 		return
 	}
 	defer func() { _ = guest.Close() }()
-	hangUp := s.onPeerExit(r, name, id)
 	client, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
-		writeError(w, fmt.Errorf("take over the connection: %w", err))
+		writeError(w, r, fmt.Errorf("take over the connection: %w", err))
 		return
 	}
+	defer s.onPeerExit(r, name, id)()
 	defer func() { _ = client.Close() }()
 	_, err = fmt.Fprintf(client, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n%s: %d\r\n\r\n",
 		UpgradeExec, api.HeaderAPIVersion, api.Version)
@@ -141,7 +139,6 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	join(client, guest)
-	hangUp()
 }
 
 // onPeerExit returns what, called at the end of an exec stream, hangs the process up if its client has exited.
