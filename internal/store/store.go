@@ -110,7 +110,7 @@ func (s *Store) prepare(ctx context.Context) error {
 	}
 	if app != applicationID && (app != 0 || version != 0 || tables != 0) {
 		return api.Errorf(api.KindInvalid, "open database %q: it is a database, but not banger's", s.path).
-			WithHint("move the file away; banger makes a new one")
+			WithHint("%s", s.startEmpty())
 	}
 	var check string
 	if err := s.write.QueryRowContext(ctx, "PRAGMA quick_check(1)").Scan(&check); err != nil {
@@ -268,6 +268,11 @@ func (s *Store) explain(err error) error {
 
 func (s *Store) damaged(cause error) error {
 	return api.Errorf(api.KindUnavailable, "open database %q: the file is damaged: %w", s.path, cause).
-		WithHint("restore it from a backup, or move it (and its -wal and -shm files) away to start with an empty one; the disks of VMs are in %s",
-			filepath.Join(filepath.Dir(s.path), "vms"))
+		WithHint("restore it from a backup, or %s", s.startEmpty())
+}
+
+// startEmpty says how to go on without the database. What it does not name the daemon removes, disks of VMs too.
+func (s *Store) startEmpty() string {
+	return fmt.Sprintf("to start with an empty one move it (and its -wal and -shm files) away; "+
+		"first save the disks of VMs that are in %s: those the database does not name are deleted", filepath.Join(filepath.Dir(s.path), "vms"))
 }
