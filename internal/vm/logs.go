@@ -77,11 +77,9 @@ func (t *tail) follow(ctx context.Context, ended func() bool) error {
 // more copies what is new. When the file was rotated, the rest of the old one comes first.
 func (t *tail) more() error {
 	if t.f != nil {
-		if _, err := io.Copy(t.w, t.f); err != nil {
+		rotated := !same(t.f, t.path) // asked first: nothing is written to the old file after
+		if _, err := io.Copy(t.w, t.f); err != nil || !rotated {
 			return err
-		}
-		if same(t.f, t.path) {
-			return nil
 		}
 		t.close()
 		t.f = nil

@@ -394,6 +394,17 @@ func TestCheckCreate(t *testing.T) {
 	}
 }
 
+// TestDefaultCPUsFitTheHost: a configuration made for a larger host is no reason to refuse.
+func TestDefaultCPUsFitTheHost(t *testing.T) {
+	for def, want := range map[int]int{0: 1, 3: 3, 64: 4} {
+		w := newWorld(t)
+		w.svc.cfg.Defaults.CPUs = def
+		if vm := w.create(api.CreateVM{Start: true}); vm.CPUs != want {
+			t.Errorf("default %d: %d CPUs, want %d", def, vm.CPUs, want)
+		}
+	}
+}
+
 func TestGeneratedNamesDiffer(t *testing.T) {
 	w := newWorld(t)
 	a, b := w.create(api.CreateVM{}), w.create(api.CreateVM{})

@@ -141,7 +141,7 @@ func (s *Service) spec(ctx context.Context, rec store.VM) (vmm.Spec, error) {
 	}
 	cpus, deadline := rec.CPUs, bootDeadlineKVM
 	if cpus == 0 {
-		cpus = s.cfg.Defaults.CPUs
+		cpus = min(s.cfg.Defaults.CPUs, s.cfg.Host.CPUs)
 	}
 	if eng.Accel == "tcg" {
 		deadline = bootDeadlineTCG
