@@ -20,7 +20,10 @@ import (
 // agentBinary is the name of the guest agent's program.
 const agentBinary = "banger-vsock-agent"
 
-// agents makes the initramfs archive of the agent that belongs to this build, once per build.
+// agentArchive is the name of its archive, in a directory per build.
+const agentArchive = "initramfs.cpio"
+
+// agents makes the initramfs archive of the agent that belongs to this build, once in the daemon's life.
 type agents struct {
 	paths paths.Paths
 	exe   string // bangerd's own path
@@ -46,7 +49,7 @@ func (a *agents) Archive(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("read the agent: %w", err)
 	}
-	path := filepath.Join(a.paths.Agents(), "sha256-"+digest, "initramfs.cpio")
+	path := filepath.Join(a.paths.Agents(), "sha256-"+digest, agentArchive)
 	if _, err := os.Stat(path); err != nil {
 		if err := makeArchive(ctx, path, bin); err != nil {
 			return "", fmt.Errorf("make the agent's archive: %w", err)
@@ -104,7 +107,8 @@ func makeArchive(ctx context.Context, path, bin string) (err error) {
 	return os.Rename(f.Name(), path)
 }
 
-// sweep removes the archives of other builds that no VM in use was started with.
+// sweep removes the archives that no VM in use was started with, before the daemon starts VMs: the one of this
+// build is made again when it is needed.
 func (a *agents) sweep(inUse func(path string) bool) error {
 	entries, err := os.ReadDir(a.paths.Agents())
 	if errors.Is(err, os.ErrNotExist) {
@@ -116,11 +120,7 @@ func (a *agents) sweep(inUse func(path string) bool) error {
 	var errs []error
 	for _, e := range entries {
 		dir := filepath.Join(a.paths.Agents(), e.Name())
-		path := filepath.Join(dir, "initramfs.cpio")
-		a.mu.Lock()
-		current := path == a.archive
-		a.mu.Unlock()
-		if !current && !inUse(path) {
+		if !inUse(filepath.Join(dir, agentArchive)) {
 			errs = append(errs, os.RemoveAll(dir))
 		}
 	}

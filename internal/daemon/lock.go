@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,15 +28,18 @@ func takeLock(path, socket string) (*lock, error) {
 		}
 		return nil, fmt.Errorf("lock %q: %w", path, err)
 	}
-	if err := errors.Join(f.Truncate(0), writeAll(f, socket+"\n")); err != nil {
+	if err := rewrite(f, socket+"\n"); err != nil {
 		_ = f.Close()
 		return nil, fmt.Errorf("write %q: %w", path, err)
 	}
 	return &lock{f}, nil
 }
 
-func writeAll(f *os.File, text string) error {
-	_, err := f.WriteAt([]byte(strings.Clone(text)), 0)
+func rewrite(f *os.File, text string) error {
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	_, err := f.WriteString(text)
 	return err
 }
 

@@ -79,12 +79,9 @@ func startTime(pid int) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	_, rest, ok := bytes.Cut(b, []byte(") ")) // the command may hold blanks, and ends with the last of these
-	if i := bytes.LastIndex(b, []byte(") ")); ok && i >= 0 {
-		rest = b[i+2:]
-	}
-	fields := strings.Fields(string(rest))
-	if len(fields) < 20 {
+	i := bytes.LastIndexByte(b, ')') // the command, which may hold blanks, ends with the last of these
+	fields := strings.Fields(string(b[i+1:]))
+	if i < 0 || len(fields) < 20 {
 		return 0, fmt.Errorf("read the start time of process %d: unexpected /proc/%d/stat", pid, pid)
 	}
 	return strconv.ParseUint(fields[19], 10, 64)

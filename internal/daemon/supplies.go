@@ -74,6 +74,7 @@ func (i *images) CheckPull(ctx context.Context, req api.PullImage) error {
 
 // Pull makes an image of the catalog local and records it.
 func (i *images) Pull(ctx context.Context, req api.PullImage, rep progress.Reporter) (api.Image, error) {
+	req.Name = cmp.Or(req.Name, i.def)
 	unlock, err := i.pulls.lock(ctx, req.Name, rep)
 	if err != nil {
 		return api.Image{}, err
@@ -101,6 +102,9 @@ func (i *images) ensure(ctx context.Context, name string, rep progress.Reporter)
 	name = cmp.Or(name, i.def)
 	img, err := i.db.Image(ctx, name)
 	if err != nil {
+		if api.KindOf(err) != api.KindNotFound {
+			return vm.Image{}, err
+		}
 		if _, err := i.Image(ctx, name); err == nil {
 			rep.Note(fmt.Sprintf("image %q is not on this host yet: it is made now, once, which takes a minute or two", name))
 		}
@@ -208,6 +212,9 @@ func (k *kernels) ensure(ctx context.Context, name string, rep progress.Reporter
 	name = cmp.Or(name, defaultKernel)
 	krn, err := k.db.Kernel(ctx, name)
 	if err != nil {
+		if api.KindOf(err) != api.KindNotFound {
+			return vm.Kernel{}, err
+		}
 		unlock, err := k.pulls.lock(ctx, name, rep)
 		if err != nil {
 			return vm.Kernel{}, err

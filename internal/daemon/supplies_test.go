@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/image"
 	"git.thaloco.com/thaloco/banger/internal/progress"
 	"git.thaloco.com/thaloco/banger/internal/store"
@@ -46,5 +47,39 @@ func TestEnsureSaysWhatTakesLong(t *testing.T) {
 			t.Errorf("image %q: notes %q, %v", name, rep.notes, err)
 		}
 		cancel()
+	}
+}
+
+// TestPullOfNoName: no name is the default image's in a pull, as it is in the check before it.
+func TestPullOfNoName(t *testing.T) {
+	db, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "banger.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if err := db.PutImage(t.Context(), api.Image{Name: "debian-bookworm", Digest: "sha256:1"}); err != nil {
+		t.Fatal(err)
+	}
+	i := images{db: db, def: "debian-bookworm"}
+	if img, err := i.Pull(t.Context(), api.PullImage{}, progress.Discard); err != nil || img.Name != i.def {
+		t.Errorf("%+v, %v", img, err)
+	}
+}
+
+// TestEnsureDoesNotPullOverABrokenDatabase: only what is not there is made.
+func TestEnsureDoesNotPullOverABrokenDatabase(t *testing.T) {
+	db, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "banger.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	i, k := images{db: db, def: "debian-bookworm"}, kernels{db: db} // without files: a pull would panic
+	if _, err := i.ensure(t.Context(), "", progress.Discard); err == nil {
+		t.Error("an image without a database")
+	}
+	if _, err := k.ensure(t.Context(), "", progress.Discard); err == nil {
+		t.Error("a kernel without a database")
 	}
 }
