@@ -42,6 +42,9 @@ const BootsFile = "fakeqemu.boots"
 // RefusedFile appears in the VM's directory when a second use of the boot's secret was refused.
 const RefusedFile = "fakeqemu.refused"
 
+// DeafFile appears in the VM's directory when a command was left without its answer.
+const DeafFile = "fakeqemu.deaf"
+
 // Banner is the first line on the console.
 const Banner = "fakeqemu: the guest's console"
 
@@ -67,6 +70,8 @@ type Knobs struct {
 	Flood int64 `json:"flood,omitempty"`
 	// Wedge: an announced end does not happen.
 	Wedge bool `json:"wedge,omitempty"`
+	// DeafToCont: stopped CPUs do not go on, and who asks for it gets no answer.
+	DeafToCont bool `json:"deaf_to_cont,omitempty"`
 }
 
 // inNamespace marks the process that is in its own mount namespace.
@@ -197,6 +202,7 @@ func run(args []string) (int, error) {
 		select {}
 	}
 	q := newMonitor(m, qmpConn)
+	q.deafToCont = k.DeafToCont
 	v := &vm{knobs: k, boots: boots, boot: boot, monitor: q, end: make(chan string, 1), up: make(chan struct{})}
 	go q.serve()
 	v.console() // as a kernel does before it has a user space

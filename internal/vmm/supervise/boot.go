@@ -77,7 +77,7 @@ func (b *boot) run(ctx context.Context) outcome {
 	defer channelEnded.Wait()
 	defer cancel()
 	channelEnded.Go(func() { b.channel(ctx) })
-	cause := b.watch(ctx)
+	cause := b.watch()
 	b.vmm.Kill()
 	<-b.vmm.Done()
 	b.closeOutput()
@@ -164,7 +164,7 @@ func vmmEnv() []string {
 
 // watch waits for the end of the boot, and for what must be done before.
 // What it returns is called when QEMU is gone and all it wrote has been read.
-func (b *boot) watch(ctx context.Context) func() outcome {
+func (b *boot) watch() func() outcome {
 	is := func(o outcome) func() outcome { return func() outcome { return o } }
 	s := b.s
 	deadline := time.NewTimer(s.bootDeadline())
@@ -189,7 +189,7 @@ func (b *boot) watch(ctx context.Context) func() outcome {
 		case <-b.vmm.Changed():
 			s.refresh()
 		case <-disk.C:
-			b.retryDisk(ctx)
+			b.retryDisk()
 		case <-welcome:
 			deadline.Stop()
 			welcome = nil
@@ -265,12 +265,13 @@ func crashed(what, line string) outcome {
 }
 
 // retryDisk lets a VM go on that stands still for want of room on the host, once there is some.
-func (b *boot) retryDisk(ctx context.Context) {
+// A kill does not wait for a QEMU that is slow to answer.
+func (b *boot) retryDisk() {
 	st := b.vmm.State()
 	if !st.Paused || !st.DiskFull || b.s.pauseAsked() || !b.s.diskHasRoom() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	ctx, cancel := context.WithTimeout(b.s.killed, opTimeout)
 	defer cancel()
 	if err := b.vmm.Resume(ctx); err != nil {
 		b.s.log.Error("the vm did not resume", "error", err)

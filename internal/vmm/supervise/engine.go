@@ -84,9 +84,12 @@ func (e *Engine) Start(ctx context.Context, dir string, spec vmm.Spec) (_ vmm.Ma
 // refuseRunning refuses to start a second VM in a directory. What a supervisor that was killed left running is ended,
 // and one that has told its VM's end is given the moment it needs to be gone.
 func refuseRunning(ctx context.Context, dir string) error {
-	var rec record
-	if readJSON(dir, paths.VMSupervisor, &rec) != nil {
-		return nil // no VM, or a file that was cut short by a crash of the host
+	rec, err := readRecord(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
 	}
 	if _, err := os.Stat(filepath.Join(dir, paths.VMEnd)); err == nil {
 		ctx, cancel := context.WithTimeout(ctx, exitWait)
@@ -161,8 +164,7 @@ func (s *spawned) await(ctx context.Context) error {
 
 // undo ends the supervisor, and with it the VMM, and waits for both.
 func (s *spawned) undo(dir string) {
-	var rec record
-	recorded := readJSON(dir, paths.VMSupervisor, &rec) == nil
+	rec, err := readRecord(dir)
 	_ = s.proc.Signal(syscall.SIGTERM)
 	select {
 	case <-s.exited:
@@ -170,7 +172,7 @@ func (s *spawned) undo(dir string) {
 		_ = s.proc.Kill()
 		<-s.exited
 	}
-	if recorded {
+	if err == nil {
 		endVMM(rec.VMM)
 	}
 }
@@ -194,8 +196,7 @@ func (e *Engine) Attach(ctx context.Context, dir string) (vmm.Machine, error) {
 
 // attach connects to the supervisor of dir.
 func attach(ctx context.Context, dir string, log *slog.Logger) (*machine, error) {
-	var rec record
-	err := readJSON(dir, paths.VMSupervisor, &rec)
+	rec, err := readRecord(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, &vmm.GoneError{Dir: dir, End: readEnd(dir)}
 	}

@@ -79,6 +79,17 @@ func readJSON(dir, name string, v any) error {
 	return nil
 }
 
+// readRecord reads supervisor.json of dir; fs.ErrNotExist where it is not there, and where a crash of the host, which no
+// supervisor survives, cut it short.
+func readRecord(dir string) (record, error) {
+	var rec record
+	err := readJSON(dir, paths.VMSupervisor, &rec)
+	if _, ok := errors.AsType[*json.SyntaxError](err); ok {
+		err = &fs.PathError{Op: "read", Path: filepath.Join(dir, paths.VMSupervisor), Err: fs.ErrNotExist}
+	}
+	return rec, err
+}
+
 // readEnd returns the recorded end of the VM in dir, nil where there is none.
 func readEnd(dir string) *vmm.End {
 	var end vmm.End

@@ -258,6 +258,30 @@ func TestFullDiskPausesAndGoesOn(t *testing.T) {
 	r.await(t, func(st vmm.Status) bool { return st.Phase == vmm.PhaseRunning })
 }
 
+func TestKillDoesNotWaitForAnAnswer(t *testing.T) {
+	r := startVM(t, fakeqemu.Knobs{DeafToCont: true}, nil)
+	r.awaitFull(t)
+	go r.order("diskfull")
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if _, err := os.Stat(filepath.Join(r.dir, fakeqemu.DeafFile)); err == nil {
+			break
+		}
+		select {
+		case <-tick.C:
+		case <-r.ctx.Done():
+			t.Fatal("nobody asked the CPUs to go on")
+		}
+	}
+	if err := r.Kill(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if end := r.awaitEnd(t); end.Cause != vmm.EndKilled {
+		t.Errorf("the end is %+v", end)
+	}
+}
+
 func TestFloodedConsoleIsBounded(t *testing.T) {
 	r := startVM(t, fakeqemu.Knobs{Flood: 40 << 20}, nil)
 	r.awaitFull(t)
@@ -301,6 +325,48 @@ func TestEndIsRecordedForWhoComesLater(t *testing.T) {
 		if _, err := os.Lstat(filepath.Join(r.dir, name)); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s is left: %v", name, err)
 		}
+	}
+}
+
+// TestCrashOfTheHost: a supervisor.json without its content, as file systems leave them, is no running VM.
+func TestCrashOfTheHost(t *testing.T) {
+	for name, text := range map[string]string{"empty": "", "zeroes": "\x00\x00\x00\x00", "cut short": `{"version":1,`} {
+		t.Run(name, func(t *testing.T) {
+			dir, spec := newVM(t, fakeqemu.Knobs{})
+			if err := os.WriteFile(filepath.Join(dir, paths.VMSupervisor), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			eng, ctx := newEngine(t), within(t, 30*time.Second)
+			var gone *vmm.GoneError
+			if _, err := eng.Attach(ctx, dir); !errors.As(err, &gone) || gone.End != nil {
+				t.Errorf("attach: %v, want a GoneError without an end", err)
+			}
+			m, err := eng.Start(ctx, dir, spec)
+			if err != nil {
+				t.Fatalf("start: %v", err)
+			}
+			defer m.Close()
+			if err := m.Kill(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestUnreadableRecordStartsNothing: where it cannot be told whether a VM runs, nothing of it is touched.
+func TestUnreadableRecordStartsNothing(t *testing.T) {
+	dir, spec := newVM(t, fakeqemu.Knobs{})
+	record := filepath.Join(dir, paths.VMSupervisor)
+	if err := os.WriteFile(record, []byte(`{"version":"of another kind"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := newEngine(t).Start(within(t, 30*time.Second), dir, spec); err == nil {
+		_ = m.Kill(within(t, 30*time.Second))
+		_ = m.Close()
+		t.Error("it was started")
+	}
+	if _, err := os.Stat(record); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -377,5 +443,28 @@ func TestControlRefusesWhatItDoesNotKnow(t *testing.T) {
 				t.Errorf("the answer is %+v, %v", rep, err)
 			}
 		})
+	}
+}
+
+func TestControlUnderstandsInEveryVersion(t *testing.T) {
+	r := startVM(t, fakeqemu.Knobs{}, nil)
+	for _, c := range []struct {
+		op   string
+		want vmm.Phase
+	}{{opVersion, vmm.PhaseRunning}, {opKill, vmm.PhaseEnded}} {
+		conn, err := r.dial(r.ctx, paths.VMControl)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+		var rep reply
+		err = writeMessage(conn, request{Version: ProtocolVersion + 1, Op: c.op})
+		if err == nil {
+			err = readMessage(bufio.NewReader(conn), maxReply, &rep)
+		}
+		if err != nil || rep.Error != nil || rep.Version != ProtocolVersion || rep.Status == nil || rep.Status.Phase != c.want {
+			t.Errorf("the answer to %s is %+v, %v", c.op, rep, err)
+		}
 	}
 }
