@@ -83,6 +83,9 @@ func (p Paths) VMs() string { return filepath.Join(p.State, "vms") }
 // VM is the directory of a VM.
 func (p Paths) VM(id string) string { return filepath.Join(p.VMs(), id) }
 
+// Lost holds the directories of VMs that no record mentions: a database was lost. Their data is not banger's to delete.
+func (p Paths) Lost() string { return filepath.Join(p.State, "lost") }
+
 // Files in a VM's directory.
 const (
 	VMData       = "data.ext4"

@@ -127,12 +127,12 @@ func (s *Service) sweep(ctx context.Context, known map[string]bool) error {
 			continue
 		}
 		dir := filepath.Join(s.cfg.Paths.VMs(), e.Name())
-		s.cfg.Log.Warn("removing a directory without a VM", "dir", dir)
+		s.cfg.Log.Warn("a directory without a VM", "dir", dir)
 		if err := s.killStray(ctx, dir); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		errs = append(errs, os.RemoveAll(dir))
+		errs = append(errs, s.setAside(dir))
 	}
 	return errors.Join(errs...)
 }
@@ -162,4 +162,21 @@ func (s *Service) Archives(ctx context.Context) (inUse func(path string) bool, e
 		}
 	}
 	return func(path string) bool { return used[path] }, nil
+}
+
+// setAside takes a directory that no record mentions out of the way. A record is there before its directory and goes after it,
+// so one with a data drive means that the database was lost or is an old one: its data is kept. Anything else is removed.
+func (s *Service) setAside(dir string) error {
+	if _, err := os.Lstat(filepath.Join(dir, paths.VMData)); errors.Is(err, os.ErrNotExist) {
+		return os.RemoveAll(dir)
+	}
+	if err := os.MkdirAll(s.cfg.Paths.Lost(), 0o700); err != nil {
+		return err
+	}
+	to := filepath.Join(s.cfg.Paths.Lost(), filepath.Base(dir))
+	if err := os.Rename(dir, to); err != nil {
+		return fmt.Errorf("set aside a VM without a record: %w", err)
+	}
+	s.cfg.Log.Warn("the VM was set aside: its data drive is kept", "dir", to)
+	return nil
 }

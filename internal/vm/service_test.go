@@ -329,7 +329,7 @@ func TestRecoveredVMIsReachable(t *testing.T) {
 	}
 }
 
-func TestRecoverRemovesStrangers(t *testing.T) {
+func TestRecoverSetsStrangersAside(t *testing.T) {
 	w := newWorld(t)
 	dir := filepath.Join(w.paths.VMs(), "stranger")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -341,8 +341,17 @@ func TestRecoverRemovesStrangers(t *testing.T) {
 	if _, err := w.engine.Start(t.Context(), dir, vmm.Spec{}); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.Mkdir(filepath.Join(w.paths.VMs(), "nothing"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	w.restart()
 	w.empty()
+	if _, err := os.Stat(filepath.Join(w.paths.Lost(), "stranger", paths.VMData)); err != nil {
+		t.Errorf("the data of a VM whose record was lost: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(w.paths.Lost(), "nothing")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an empty directory was kept: %v", err)
+	}
 }
 
 func TestWatcherFollows(t *testing.T) {
