@@ -114,7 +114,7 @@ type StartVM struct {
 // StopVM asks to stop a VM.
 type StopVM struct {
 	// TimeoutSeconds is how long the guest's init may take; 0 for the default of 30.
-	TimeoutSeconds int `json:"timeout_seconds,omitempty"`
+	TimeoutSeconds int `json:"timeout_seconds,omitempty" minimum:"0" maximum:"86400"`
 	// Wait is what a restart waits for (empty: ready).
 	Wait Mark `json:"wait,omitempty"`
 }

@@ -511,3 +511,12 @@ func TestRemovable(t *testing.T) {
 		}
 	}
 }
+
+func TestStopRefusesANegativeTimeout(t *testing.T) {
+	w := newWorld(t)
+	w.create(api.CreateVM{Name: "a", Start: true})
+	if _, err := w.svc.Stop(t.Context(), "a", -time.Second, progress.Discard); api.KindOf(err) != api.KindInvalid {
+		t.Errorf("err = %v", err)
+	}
+	w.state("a", api.StateRunning)
+}

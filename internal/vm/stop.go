@@ -25,6 +25,9 @@ const (
 // freezes the data drive and ends the guest, and where that fails too the VMM is killed. Each step beyond the
 // first is a note. Stopping a stopped VM is fine.
 func (s *Service) Stop(ctx context.Context, nameOrID string, timeout time.Duration, rep progress.Reporter) (api.VM, error) {
+	if timeout < 0 {
+		return api.VM{}, api.Errorf(api.KindInvalid, "a timeout of %s is not possible", timeout).WithHint("use for example --timeout 30s")
+	}
 	rec, err := s.cfg.Records.VM(ctx, nameOrID)
 	if err != nil {
 		return api.VM{}, err
