@@ -2,7 +2,7 @@
 // root file system, rootfs.ext4, and its configuration, image.json, in a
 // directory named by the digest of the former.
 //
-// store.go finds, checks and removes images, record.go is image.json.
+// store.go finds, checks and removes images, record.go is image.json; package content is what they share with kernels.
 // catalog.go lists what can be pulled and from where, pull.go makes it local.
 // recipe.go builds Debian with mmdebstrap: host.go checks what that needs of the
 // host, scratch.go is where it works, status.go reads its progress, mise.go

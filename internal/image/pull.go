@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/content"
 	"git.thaloco.com/thaloco/banger/internal/disk"
 	"git.thaloco.com/thaloco/banger/internal/progress"
 )
@@ -78,51 +79,50 @@ func (s *Store) pullSource(ctx context.Context, e entry, src source, rep progres
 			s.cfg.Log.Warn("cannot remove what a build left", "path", dir, "error", rerr.Error())
 		}
 	}()
-	content := filepath.Join(dir, "content")
-	if err := os.Mkdir(content, 0o755); err != nil {
+	built := filepath.Join(dir, "content")
+	if err := os.Mkdir(built, 0o755); err != nil {
 		return api.Image{}, err
 	}
 	b := &debian{store: s, src: src, host: newHost(os.DirFS("/"), s.cfg.Runner, os.Geteuid()), rep: rep}
-	if err := b.build(ctx, dir, filepath.Join(content, fileRootfs)); err != nil {
+	if err := b.build(ctx, dir, filepath.Join(built, fileRootfs)); err != nil {
 		return api.Image{}, err
 	}
 	img = e.image()
 	img.Source, img.Default = src.String(), false
-	return s.install(ctx, content, img, rep)
+	return s.install(ctx, built, img, rep)
 }
 
-// install puts what is in content, a directory of the build, at its place by digest.
-func (s *Store) install(ctx context.Context, content string, img api.Image, rep progress.Reporter) (api.Image, error) {
+// install puts what is in built, a directory of the build, at its place by digest.
+func (s *Store) install(ctx context.Context, built string, img api.Image, rep progress.Reporter) (api.Image, error) {
 	rep.Step("verify the base drive")
-	rootfs := filepath.Join(content, fileRootfs)
-	sum, info, err := hashFile(ctx, rootfs, rep)
+	file, err := content.Hash(ctx, built, fileRootfs, rep)
 	if err != nil {
 		return api.Image{}, err
 	}
 	now := s.cfg.Now().UTC()
-	img.Digest, img.Local, img.CreatedAt = "sha256:"+sum, true, &now
-	if img.SizeBytes, img.DiskBytes, err = disk.Usage(rootfs); err != nil {
+	img.Digest, img.Local, img.CreatedAt = "sha256:"+file.SHA256, true, &now
+	if img.SizeBytes, img.DiskBytes, err = disk.Usage(filepath.Join(built, fileRootfs)); err != nil {
 		return api.Image{}, err
 	}
-	dir, err := s.path(img.Digest)
+	dir, err := s.content.Path(img.Digest)
 	if err != nil {
 		return api.Image{}, err
 	}
 	if s.Verify(ctx, img.Digest) == nil {
 		return img, nil // the same again: what is there may be in use
 	}
-	r := record{Version: recordVersion, Image: img, RootfsSize: info.Size(), RootfsModTime: info.ModTime().UnixNano()}
-	if err := r.write(content); err != nil {
+	r := record{Version: recordVersion, Image: img, RootfsSize: file.Size, RootfsModTime: file.ModTime}
+	if err := r.write(built); err != nil {
 		return api.Image{}, err
 	}
 	if ctx.Err() != nil {
 		return api.Image{}, context.Cause(ctx)
 	}
-	if err := s.discard(dir); err != nil { // a damaged one
+	if err := s.content.Discard(dir); err != nil { // a damaged one
 		return api.Image{}, err
 	}
-	if err := os.Rename(content, dir); err != nil {
+	if err := os.Rename(built, dir); err != nil {
 		return api.Image{}, err
 	}
-	return img, syncDir(s.cfg.Dir)
+	return img, content.SyncDir(s.cfg.Dir)
 }

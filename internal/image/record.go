@@ -1,18 +1,11 @@
 package image
 
 import (
-	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
-	"os"
 	"path/filepath"
+	"strings"
 
 	"git.thaloco.com/thaloco/banger/api"
-	"git.thaloco.com/thaloco/banger/internal/progress"
+	"git.thaloco.com/thaloco/banger/internal/content"
 )
 
 // The files of an image's directory.
@@ -32,86 +25,15 @@ type record struct {
 	RootfsModTime int64 `json:"rootfs_mod_time_ns"`
 }
 
+// rootfs is what is recorded of the base drive, whose hash is the image's digest.
+func (r record) rootfs() content.File {
+	return content.File{Name: fileRootfs, SHA256: strings.TrimPrefix(r.Image.Digest, "sha256:"), Size: r.RootfsSize, ModTime: r.RootfsModTime}
+}
+
 func readRecord(dir string) (record, error) {
-	path := filepath.Join(dir, fileJSON)
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return record{}, err
-	}
-	var r record
-	if err := json.Unmarshal(data, &r); err != nil {
-		return record{}, fmt.Errorf("read %q: %w", path, err)
-	}
-	if r.Version != recordVersion {
-		return record{}, fmt.Errorf("read %q: version %d, not %d: another version of banger wrote it", path, r.Version, recordVersion)
-	}
-	return r, nil
+	return content.ReadRecord[record](filepath.Join(dir, fileJSON), recordVersion)
 }
 
-// write writes image.json, so that after a crash it is the old or the new one.
 func (r record) write(dir string) error {
-	data, err := json.MarshalIndent(r, "", "\t")
-	if err != nil {
-		return err
-	}
-	tmp := filepath.Join(dir, fileJSON+".new")
-	if err := writeSynced(tmp, append(data, '\n')); err != nil {
-		return errors.Join(err, os.Remove(tmp))
-	}
-	if err := os.Rename(tmp, filepath.Join(dir, fileJSON)); err != nil {
-		return err
-	}
-	return syncDir(dir)
-}
-
-func writeSynced(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
-// hashFile returns the SHA-256 of a file and what it was like when it was read.
-func hashFile(ctx context.Context, path string, rep progress.Reporter) (string, os.FileInfo, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return "", nil, err
-	}
-	h := sha256.New()
-	in := progress.Reader(&ctxReader{ctx, f}, rep, info.Size())
-	if _, err := io.CopyBuffer(h, in, make([]byte, 1<<20)); err != nil {
-		return "", nil, fmt.Errorf("read %q: %w", path, err)
-	}
-	return hex.EncodeToString(h.Sum(nil)), info, nil
-}
-
-// ctxReader fails once its context has ended.
-type ctxReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (r *ctxReader) Read(p []byte) (int, error) {
-	if r.ctx.Err() != nil {
-		return 0, context.Cause(r.ctx)
-	}
-	return r.r.Read(p)
+	return content.WriteRecord(filepath.Join(dir, fileJSON), r)
 }

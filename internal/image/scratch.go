@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/content"
 	"git.thaloco.com/thaloco/banger/internal/disk"
 	"git.thaloco.com/thaloco/banger/internal/hostexec"
 	"golang.org/x/sys/unix"
@@ -37,7 +38,7 @@ func (s *Store) makeScratch(dir string, ns *hostexec.UserNS) (string, error) {
 		return "", err
 	}
 	path := filepath.Join(parent, scratchPrefix+strings.ToLower(rand.Text()))
-	if err := writeSynced(filepath.Join(dir, scratchFile), []byte(path)); err != nil {
+	if err := content.WriteSynced(filepath.Join(dir, scratchFile), []byte(path)); err != nil {
 		return "", err
 	}
 	if err := os.Mkdir(path, 0o700); err != nil {

@@ -2,27 +2,24 @@ package image
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/ProtonMail/go-crypto/openpgp"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/content"
 	"git.thaloco.com/thaloco/banger/internal/deb"
 	"git.thaloco.com/thaloco/banger/internal/hostexec"
-	"git.thaloco.com/thaloco/banger/internal/progress"
 )
 
-// tmpPrefix begins the names of directories that are not complete.
-const tmpPrefix = ".tmp-"
+// tmpPrefix begins the names of files and directories that are not complete.
+const tmpPrefix = content.TmpPrefix
 
 // Config is what a Store needs.
 type Config struct {
@@ -52,6 +49,7 @@ type Config struct {
 // runs at a time, others wait for it. One process at a time may use a directory.
 type Store struct {
 	cfg     Config
+	content content.Store
 	deb     *deb.Client
 	catalog []entry
 	pull    chan struct{} // held, of capacity 1, while a pull runs
@@ -87,7 +85,13 @@ func New(cfg Config) (*Store, error) {
 		}
 	}
 	client := deb.New(deb.Config{CacheDir: filepath.Join(cfg.CacheDir, "image"), Keyring: cfg.Keyring, HTTP: cfg.HTTP, Now: cfg.Now, Log: cfg.Log})
-	return &Store{cfg: cfg, deb: client, catalog: catalog, pull: make(chan struct{}, 1)}, nil
+	return &Store{
+		cfg:     cfg,
+		content: content.Store{Dir: cfg.Dir, Noun: "image", Log: cfg.Log},
+		deb:     client,
+		catalog: catalog,
+		pull:    make(chan struct{}, 1),
+	}, nil
 }
 
 // Files are the files of an image, with absolute paths if the store's is absolute.
@@ -103,7 +107,7 @@ func (s *Store) Files(ctx context.Context, digest string) (Files, error) {
 	if err := s.check(ctx, digest, false); err != nil {
 		return Files{}, err
 	}
-	dir, err := s.path(digest)
+	dir, err := s.content.Path(digest)
 	return Files{Rootfs: filepath.Join(dir, fileRootfs)}, err
 }
 
@@ -114,93 +118,33 @@ func (s *Store) Verify(ctx context.Context, digest string) error {
 
 // List returns the images in the store, damaged ones left out. Their names are those they were pulled by.
 func (s *Store) List() ([]api.Image, error) {
-	entries, err := os.ReadDir(s.cfg.Dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("list images: %w", err)
-	}
-	var out []api.Image
-	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), "sha256-") {
-			continue
-		}
-		if r, err := readRecord(filepath.Join(s.cfg.Dir, e.Name())); err == nil {
-			out = append(out, r.Image)
-		}
-	}
-	return out, nil
+	return content.List(s.content, func(dir string) (api.Image, error) {
+		r, err := readRecord(dir)
+		return r.Image, err
+	})
 }
 
 // Remove deletes an image; one that is not there is fine. The caller makes sure that no VM uses it.
 func (s *Store) Remove(digest string) error {
-	dir, err := s.path(digest)
-	if err != nil {
-		return err
-	}
-	if err := s.discard(dir); err != nil {
-		return fmt.Errorf("remove image %q: %w", digest, err)
-	}
-	return nil
-}
-
-// discard makes a directory vanish at once, then deletes it; what a crash leaves is Sweep's.
-func (s *Store) discard(dir string) error {
-	tmp, err := os.MkdirTemp(s.cfg.Dir, tmpPrefix)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if err := os.Rename(dir, filepath.Join(tmp, "old")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return errors.Join(err, os.Remove(tmp))
-	}
-	return os.RemoveAll(tmp)
+	return s.content.Remove(digest)
 }
 
 // Sweep deletes what builds left that were broken off before the given time, such as the start of the process:
 // half-made images and the directories they were put together in.
 func (s *Store) Sweep(before time.Time) error {
-	entries, err := os.ReadDir(s.cfg.Dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("sweep images: %w", err)
-	}
-	var errs []error
-	for _, e := range entries {
-		info, err := e.Info()
-		if !strings.HasPrefix(e.Name(), tmpPrefix) || err != nil || !info.ModTime().Before(before) {
-			continue
-		}
-		dir := filepath.Join(s.cfg.Dir, e.Name())
-		s.cfg.Log.Info("removing what is left of a broken build", "path", dir)
-		if err := s.removeBuild(dir); err != nil {
-			errs = append(errs, fmt.Errorf("sweep images: %w", err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// path returns the directory of a digest.
-func (s *Store) path(digest string) (string, error) {
-	hexa, ok := strings.CutPrefix(digest, "sha256:")
-	if b, err := hex.DecodeString(hexa); !ok || err != nil || len(b) != 32 || strings.ToLower(hexa) != hexa {
-		return "", api.Errorf(api.KindInvalid, "find image %q: not a digest", digest).
-			WithHint("a digest is sha256: and 64 hexadecimal digits")
-	}
-	return filepath.Join(s.cfg.Dir, "sha256-"+hexa), nil
+	return s.content.Sweep(before, s.removeBuild)
 }
 
 // check compares an image with its record and its digest; full reads all of it in any case.
 func (s *Store) check(ctx context.Context, digest string, full bool) error {
-	dir, err := s.path(digest)
+	dir, err := s.content.Path(digest)
 	if err != nil {
 		return err
 	}
 	r, err := readRecord(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		if _, serr := os.Stat(dir); errors.Is(serr, fs.ErrNotExist) {
-			return api.Errorf(api.KindNotFound, "find image %s: it is not in the store", digest).
-				WithHint("banger image pull %s", DefaultName)
-		}
+	if content.Absent(dir, err) {
+		return api.Errorf(api.KindNotFound, "find image %s: it is not in the store", digest).
+			WithHint("banger image pull %s", DefaultName)
 	}
 	if err != nil {
 		return damaged(DefaultName, "check image %s: %w", digest, err)
@@ -208,26 +152,20 @@ func (s *Store) check(ctx context.Context, digest string, full bool) error {
 	if r.Image.Digest != digest {
 		return damaged(r.Image.Name, "check image %s: %s is of image %s", digest, fileJSON, r.Image.Digest)
 	}
-	path := filepath.Join(dir, fileRootfs)
-	info, err := os.Stat(path)
-	if err != nil {
-		return damaged(r.Image.Name, "check image %s: %w", digest, err)
-	}
-	if !full && info.Size() == r.RootfsSize && info.ModTime().UnixNano() == r.RootfsModTime {
-		return nil
-	}
-	sum, info, err := hashFile(ctx, path, progress.Discard)
-	switch {
-	case ctx.Err() != nil:
-		return fmt.Errorf("check image %s: %w", digest, context.Cause(ctx))
+	want := r.rootfs()
+	got, err := want.Look(ctx, dir, full)
+	switch cause := context.Cause(ctx); {
+	case cause != nil && errors.Is(err, cause):
+		return fmt.Errorf("check image %s: %w", digest, cause)
 	case err != nil:
 		return damaged(r.Image.Name, "check image %s: %w", digest, err)
-	case "sha256:"+sum != digest:
-		return damaged(r.Image.Name, "check image %s: file %q is damaged: expected %s, got sha256:%s", digest, path, digest, sum)
+	case got.SHA256 != want.SHA256:
+		return damaged(r.Image.Name, "check image %s: file %q is damaged: expected %s, got sha256:%s",
+			digest, filepath.Join(dir, fileRootfs), digest, got.SHA256)
 	}
-	if now := info.ModTime().UnixNano(); now != r.RootfsModTime {
+	if got.ModTime != want.ModTime {
 		// Restored from a backup, say; recorded, so that the next check is cheap again.
-		r.RootfsModTime, r.RootfsSize = now, info.Size()
+		r.RootfsModTime, r.RootfsSize = got.ModTime, got.Size
 		if err := r.write(dir); err != nil {
 			s.cfg.Log.Warn("cannot update the record of an image", "path", dir, "error", err.Error())
 		}

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/content"
 	"git.thaloco.com/thaloco/banger/internal/deb"
 	"git.thaloco.com/thaloco/banger/internal/ext4"
 	"git.thaloco.com/thaloco/banger/internal/initramfs"
@@ -42,7 +43,7 @@ func (s *Store) build(ctx context.Context, file string, k api.Kernel, rep progre
 	if err := os.MkdirAll(s.cfg.Dir, 0o700); err != nil {
 		return api.Kernel{}, err
 	}
-	tmp, err := os.MkdirTemp(s.cfg.Dir, tmpPrefix)
+	tmp, err := os.MkdirTemp(s.cfg.Dir, content.TmpPrefix)
 	if err != nil {
 		return api.Kernel{}, err
 	}
@@ -84,10 +85,10 @@ func (s *Store) install(ctx context.Context, out string, k api.Kernel) (api.Kern
 	if err != nil {
 		return api.Kernel{}, err
 	}
-	if err := cmp.Or(r.write(out), syncDir(out)); err != nil {
+	if err := r.write(out); err != nil {
 		return api.Kernel{}, err
 	}
-	if err := cmp.Or(s.place(out, dir), syncDir(s.cfg.Dir)); err != nil {
+	if err := cmp.Or(s.place(out, dir), content.SyncDir(s.cfg.Dir)); err != nil {
 		return api.Kernel{}, err
 	}
 	return r.Kernel, nil
@@ -102,7 +103,7 @@ func (s *Store) place(out, dir string) error {
 		return nil
 	case errors.Is(err, fs.ErrNotExist):
 	case errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS): // not on this file system
-		if err := s.discard(dir); err != nil {
+		if err := s.content.Discard(dir); err != nil {
 			return err
 		}
 	default:

@@ -9,7 +9,8 @@
 //
 // The store has a directory per kernel, sha256-HEX, where HEX is the SHA-256 of the lines "NAME SHA256\n" of its
 // three files, sorted by name. The same package makes the same files everywhere. A directory is
-// built beside the others under a name that begins with ".tmp-", and renamed when it is complete and synced.
+// built beside the others under a name that begins with ".tmp-", and renamed when it is complete and synced; package content
+// is what that shares with images.
 //
 // catalog.go lists what can be pulled, store.go and record.go keep it, pull.go finds
 // and fetches the package, build.go makes the files of it, vmlinux.go opens its kernel image. Package kmod works out
