@@ -162,6 +162,18 @@ type Machine interface {
 	Close() error
 }
 
+// Link carries the Ethernet frames of one VM, none longer than wire.MaxEthernet. As on a wire, frames may be lost
+// while nobody reads. One goroutine may read while several write.
+type Link interface {
+	// ReadFrame waits for a frame of the guest and copies it to p, of at least wire.MaxEthernet bytes. The guest decides
+	// on every byte of it. An error is final: the VM has ended, or Close was called, or somebody else has taken the frames over.
+	ReadFrame(p []byte) (int, error)
+	// WriteFrame sends the frame whose bytes are those of the pieces one after another. Where the guest does not take
+	// frames it waits; Close ends that.
+	WriteFrame(pieces [][]byte) error
+	Close() error
+}
+
 // ErrRefused says that nobody listens on the dialled port of the guest.
 var ErrRefused = errors.New("connection refused by the guest")
 

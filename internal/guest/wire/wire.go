@@ -39,7 +39,17 @@ const (
 	PortExec uint32 = 1001
 	// PortSSH is the agent's ssh server.
 	PortSSH uint32 = 1022
+	// PortNet carries the Ethernet frames of a guest whose eth0 is a TAP of the agent
+	// (Network.Device "tap"): each frame is its length, 4 bytes big-endian, and its bytes. A new stream ends the one before.
+	PortNet uint32 = 1023
 )
+
+// MaxEthernet is the longest Ethernet frame a guest may send or be sent, in bytes: its header and NetMTU.
+const MaxEthernet = 14 + NetMTU
+
+// NetMTU is the MTU of a guest's eth0 in the user network, in bytes. The largest that virtio-net and a TAP take: a
+// frame costs about the same whatever its size.
+const NetMTU = 65520
 
 // PortCall is the port of the host the agent calls.
 const PortCall uint32 = 1024
@@ -92,7 +102,32 @@ type Identity struct {
 	AuthorizedKeys []string `json:"authorized_keys,omitempty"`
 	// SSHHostKey is an OpenSSH private key in PEM.
 	SSHHostKey string `json:"ssh_host_key,omitempty"`
+	// Network is nil for a guest without one.
+	Network *Network `json:"network,omitempty"`
 }
+
+// Network is how a guest sets up its eth0.
+type Network struct {
+	// Device is "virtio-net" where the VMM has a network device with MAC, "tap" where the agent makes
+	// eth0 itself and serves its frames on PortNet.
+	Device string `json:"device"`
+	// MAC is the address of eth0, as 52:54:00:12:34:56.
+	MAC string `json:"mac"`
+	// Address is the guest's own with the length of the prefix: 172.16.0.2/24.
+	Address string `json:"address"`
+	Gateway string `json:"gateway"`
+	// DNS are resolvers, Search is the domain behind names without a dot.
+	DNS    []string `json:"dns,omitempty"`
+	Search string   `json:"search,omitempty"`
+	// MTU is in bytes.
+	MTU int `json:"mtu"`
+}
+
+// Values of Network.Device.
+const (
+	DeviceVirtioNet = "virtio-net"
+	DeviceTAP       = "tap"
+)
 
 // Kinds of Call.
 const (
