@@ -8,7 +8,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,6 +17,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/guest/exec"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 	"git.thaloco.com/thaloco/banger/internal/hostexec"
+	"git.thaloco.com/thaloco/banger/internal/hostproc"
 )
 
 // releaseWithin bounds the wait for a VM to be deleted at the end of a --rm run.
@@ -303,32 +303,10 @@ func (r *run) leave(ctx context.Context) error {
 
 // self is this process as the owner of a VM.
 func self() (*api.Owner, error) {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	p, err := hostproc.Identify(os.Getpid())
 	if err != nil {
 		return nil, err
 	}
-	stat, err := os.ReadFile("/proc/self/stat")
-	if err != nil {
-		return nil, err
-	}
-	start, err := startTime(string(stat))
-	if err != nil {
-		return nil, err
-	}
-	return &api.Owner{PID: os.Getpid(), StartTime: start, BootID: strings.TrimSpace(string(boot))}, nil
-}
-
-// startTime is field 22 of /proc/PID/stat (proc(5)), in clock ticks since boot. The second field is
-// the program's name in parentheses, which may hold anything.
-func startTime(stat string) (uint64, error) {
-	rest := stat[strings.LastIndexByte(stat, ')')+1:]
-	fields := strings.Fields(rest)
-	if len(fields) < 20 {
-		return 0, fmt.Errorf("read /proc/self/stat: %q has too few fields", stat)
-	}
-	var n uint64
-	if _, err := fmt.Sscanf(fields[19], "%d", &n); err != nil {
-		return 0, fmt.Errorf("read /proc/self/stat: start time %q: %w", fields[19], err)
-	}
-	return n, nil
+	o := api.Owner(p)
+	return &o, nil
 }

@@ -512,12 +512,6 @@ func TestSelf(t *testing.T) {
 	if err != nil || o.PID != os.Getpid() || o.StartTime == 0 || len(o.BootID) != 36 {
 		t.Errorf("%+v, %v", o, err)
 	}
-	if n, err := startTime("12 (a) b) c) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20 21"); n != 4711 || err != nil {
-		t.Errorf("%d, %v", n, err)
-	}
-	if _, err := startTime("12 (x"); err == nil {
-		t.Error("a cut line is to be an error")
-	}
 	var se signalError
 	if !errors.As(fmt.Errorf("x: %w", signalError{syscall.SIGTERM}), &se) || exitCode(se) != 143 {
 		t.Errorf("%v", se)

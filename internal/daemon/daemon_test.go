@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/hostproc"
 )
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
@@ -111,10 +112,6 @@ func TestListenSaysThatAPathIsTooLong(t *testing.T) {
 }
 
 func TestOwnerGone(t *testing.T) {
-	boot, err := bootID()
-	if err != nil {
-		t.Fatal(err)
-	}
 	c := exec.Command("cat")
 	stdin, err := c.StdinPipe()
 	if err != nil {
@@ -123,16 +120,16 @@ func TestOwnerGone(t *testing.T) {
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	start, err := startTime(c.Process.Pid)
+	p, err := hostproc.Identify(c.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	owner := api.Owner{PID: c.Process.Pid, StartTime: start, BootID: boot}
+	owner := api.Owner(p)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for name, other := range map[string]api.Owner{
-		"another start": {PID: owner.PID, StartTime: start + 1, BootID: boot},
-		"another boot":  {PID: owner.PID, StartTime: start, BootID: "x"},
+		"another start": {PID: p.PID, StartTime: p.StartTime + 1, BootID: p.BootID},
+		"another boot":  {PID: p.PID, StartTime: p.StartTime, BootID: "x"},
 	} {
 		select {
 		case <-ownerGone(ctx, other):

@@ -16,6 +16,7 @@ import (
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/hostexec"
+	"git.thaloco.com/thaloco/banger/internal/hostproc"
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 	"golang.org/x/sys/unix"
@@ -94,9 +95,9 @@ func refuseRunning(ctx context.Context, dir string) error {
 	if _, err := os.Stat(filepath.Join(dir, paths.VMEnd)); err == nil {
 		ctx, cancel := context.WithTimeout(ctx, exitWait)
 		defer cancel()
-		_ = rec.Supervisor.gone(ctx) // where it stays, it is refused
+		_ = rec.Supervisor.Gone(ctx) // where it stays, it is refused
 	}
-	if rec.Supervisor.alive() {
+	if rec.Supervisor.Alive() {
 		return api.Errorf(api.KindConflict, "it runs already")
 	}
 	endVMM(rec.VMM)
@@ -178,11 +179,11 @@ func (s *spawned) undo(dir string) {
 }
 
 // endVMM makes sure that a VMM without a supervisor is gone. The kernel has killed it, or is about to.
-func endVMM(p process) {
-	_ = p.signal(syscall.SIGKILL)
+func endVMM(p hostproc.Process) {
+	_ = p.Signal(syscall.SIGKILL)
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
-	_ = p.gone(ctx)
+	_ = p.Gone(ctx)
 }
 
 // Attach implements vmm.Engine.
@@ -203,7 +204,7 @@ func attach(ctx context.Context, dir string, log *slog.Logger) (*machine, error)
 	if err != nil {
 		return nil, fmt.Errorf("attach to the VM in %q: %w", dir, err)
 	}
-	if !rec.Supervisor.alive() {
+	if !rec.Supervisor.Alive() {
 		return nil, gone(dir, rec)
 	}
 	if rec.Version != ProtocolVersion {

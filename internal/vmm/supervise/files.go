@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"git.thaloco.com/thaloco/banger/internal/hostproc"
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 )
@@ -19,10 +20,10 @@ const maxFile = 1 << 20
 // record is supervisor.json: who looks after a VM.
 type record struct {
 	// Version is ProtocolVersion of the supervisor.
-	Version    int     `json:"version"`
-	Supervisor process `json:"supervisor"`
+	Version    int              `json:"version"`
+	Supervisor hostproc.Process `json:"supervisor"`
 	// VMM is the VMM of the current boot; its PID is 0 while there is none.
-	VMM process `json:"vmm"`
+	VMM hostproc.Process `json:"vmm"`
 }
 
 // writeJSON writes v to dir/name, all of it or nothing; durable where it must outlive a crash of the host.

@@ -97,47 +97,6 @@ func TestWriteJSONIsAllOrNothing(t *testing.T) {
 	}
 }
 
-func TestParseStat(t *testing.T) {
-	const tail = " S 1 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4711 0 0"
-	for name, c := range map[string]struct {
-		text  string
-		start uint64
-		state byte
-	}{
-		"plain":           {"7 (bangerd)" + tail, 4711, 'S'},
-		"a name with ) (": {"7 (a) R (b) 1)" + tail, 4711, 'S'},
-		"cut short":       {"7 (bangerd) S 1 1", 0, 0},
-		"empty":           {"", 0, 0},
-	} {
-		start, state, err := parseStat([]byte(c.text))
-		if start != c.start || (err == nil) != (c.start > 0) || err == nil && state != c.state {
-			t.Errorf("%s: %d, %c, %v", name, start, state, err)
-		}
-	}
-}
-
-func TestProcessIdentity(t *testing.T) {
-	self, err := identify(os.Getpid())
-	if err != nil || !self.alive() {
-		t.Fatalf("this process is %+v, %v", self, err)
-	}
-	for name, change := range map[string]func(*process){
-		"another start":        func(p *process) { p.StartTime++ },
-		"another boot":         func(p *process) { p.BootID = "x" },
-		"no process":           func(p *process) { p.PID = 0 },
-		"a process group's id": func(p *process) { p.PID = -1 },
-	} {
-		p := self
-		change(&p)
-		if p.alive() {
-			t.Errorf("%s: alive", name)
-		}
-		if err := p.signal(0); err != nil {
-			t.Errorf("%s: signal: %v", name, err)
-		}
-	}
-}
-
 func FuzzParseConnect(f *testing.F) {
 	for _, s := range []string{"CONNECT 1000", "connect 1", "CONNECT", "CONNECT  1", "CONNECT -1", "CONNECT 4294967296"} {
 		f.Add(s)

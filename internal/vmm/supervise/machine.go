@@ -71,7 +71,7 @@ func (m *machine) follow() {
 		}
 		// It hung up: most likely it is dead, or dying.
 		ctx, cancel := context.WithTimeout(m.ctx, exitWait)
-		alive := m.rec.Supervisor.gone(ctx)
+		alive := m.rec.Supervisor.Gone(ctx)
 		cancel()
 		if m.ctx.Err() != nil {
 			return
@@ -200,7 +200,7 @@ func (m *machine) explain(ctx context.Context, op string, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("%s: %w", op, context.Cause(ctx))
 	}
-	if st := m.board.Status(); st.Phase == vmm.PhaseEnded || !m.rec.Supervisor.alive() {
+	if st := m.board.Status(); st.Phase == vmm.PhaseEnded || !m.rec.Supervisor.Alive() {
 		return api.Errorf(api.KindConflict, "%s: the VM has ended", op)
 	}
 	return fmt.Errorf("%s: ask the supervisor: %w", op, err)
@@ -226,12 +226,12 @@ func (m *machine) Kill(ctx context.Context) error {
 		return fmt.Errorf("kill the VM: %w", context.Cause(ctx))
 	}
 	if err != nil && m.board.Status().Phase != vmm.PhaseEnded {
-		if err := m.rec.Supervisor.signal(syscall.SIGKILL); err != nil {
+		if err := m.rec.Supervisor.Signal(syscall.SIGKILL); err != nil {
 			return fmt.Errorf("kill the VM: %w", err)
 		}
 	}
 	// Its end is told when all it held is released: the directory can be used again.
-	if err := m.rec.Supervisor.gone(ctx); err != nil {
+	if err := m.rec.Supervisor.Gone(ctx); err != nil {
 		return fmt.Errorf("kill the VM: %w", err)
 	}
 	select {

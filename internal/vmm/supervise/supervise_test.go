@@ -19,6 +19,7 @@ import (
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/guest/exec"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
+	"git.thaloco.com/thaloco/banger/internal/hostproc"
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 	"git.thaloco.com/thaloco/banger/internal/vmm/fakeqemu"
@@ -96,7 +97,7 @@ func (r *run) order(argv ...string) string {
 func TestKilledSupervisorIsLost(t *testing.T) {
 	r := startVM(t, fakeqemu.Knobs{}, nil)
 	st := r.awaitFull(t)
-	vmmProc, err := identify(st.VMMPID)
+	vmmProc, err := hostproc.Identify(st.VMMPID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +107,7 @@ func TestKilledSupervisorIsLost(t *testing.T) {
 	if end := r.awaitEnd(t); end.Cause != vmm.EndLost {
 		t.Errorf("the end is %+v", end)
 	}
-	if vmmProc.alive() {
+	if vmmProc.Alive() {
 		t.Error("the VMM runs on")
 	}
 	var gone *vmm.GoneError

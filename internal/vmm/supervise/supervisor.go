@@ -5,7 +5,7 @@
 // The files of the supervisor: supervisor.go the process, boot.go one start of
 // the VMM, call.go the agent's call, vsock.go streams to and from the guest
 // (Firecracker's protocol), control.go the supervisor's own protocol
-// (protocol.go), log.go bounded logs. Of the client: engine.go and machine.go. Shared: files.go, process.go.
+// (protocol.go), log.go bounded logs. Of the client: engine.go and machine.go. Shared: files.go.
 //
 // A supervisor's working directory is the VM's, so that sockets have short names; whoever dials them does so
 // through a descriptor of that directory.
@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/hostproc"
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 	"git.thaloco.com/thaloco/banger/internal/vmm/qemu"
@@ -202,7 +203,7 @@ func (s *supervisor) signals(ctx context.Context) (stop func()) {
 
 // serve binds the sockets and runs the VM.
 func (s *supervisor) serve(ctx context.Context) error {
-	self, err := identify(os.Getpid())
+	self, err := hostproc.Identify(os.Getpid())
 	if err != nil {
 		return fmt.Errorf("supervise: %w", err)
 	}

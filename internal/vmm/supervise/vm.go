@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/hostproc"
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 	"git.thaloco.com/thaloco/banger/internal/vmm/qemu"
@@ -24,7 +25,7 @@ func (s *supervisor) started(v *qemu.VMM) {
 	s.vmm, s.asked = v, false
 	s.mu.Unlock()
 	var err error
-	if s.rec.VMM, err = identify(v.PID()); err != nil {
+	if s.rec.VMM, err = hostproc.Identify(v.PID()); err != nil {
 		s.log.Warn("the vmm is gone already", "error", err)
 	}
 	if err := writeJSON(".", paths.VMSupervisor, s.rec, false); err != nil {
@@ -45,7 +46,7 @@ func (s *supervisor) stopped() {
 	s.mu.Lock()
 	s.vmm = nil
 	s.mu.Unlock()
-	s.rec.VMM = process{}
+	s.rec.VMM = hostproc.Process{}
 }
 
 // note tells the user something of the VM's fate.

@@ -1,4 +1,5 @@
-package supervise
+// Package hostproc names processes of the host for good: pids come back, pid and start time of one boot do not.
+package hostproc
 
 import (
 	"bytes"
@@ -12,25 +13,26 @@ import (
 	"time"
 )
 
-// process names a process for good: pids come back, pid and start time of one boot do not.
-type process struct {
+// Process is one process of one boot of the host. The zero value is none.
+type Process struct {
 	PID int `json:"pid"`
 	// StartTime is field 22 of /proc/PID/stat, in clock ticks since boot.
 	StartTime uint64 `json:"start_time"`
-	BootID    string `json:"boot_id"`
+	// BootID is /proc/sys/kernel/random/boot_id.
+	BootID string `json:"boot_id"`
 }
 
-// identify describes the process pid.
-func identify(pid int) (process, error) {
+// Identify describes the process pid.
+func Identify(pid int) (Process, error) {
 	boot, err := bootID()
 	if err != nil {
-		return process{}, err
+		return Process{}, err
 	}
 	start, _, err := readStat(pid)
 	if err != nil {
-		return process{}, err
+		return Process{}, err
 	}
-	return process{PID: pid, StartTime: start, BootID: boot}, nil
+	return Process{PID: pid, StartTime: start, BootID: boot}, nil
 }
 
 func bootID() (string, error) {
@@ -50,7 +52,7 @@ func readStat(pid int) (start uint64, state byte, err error) {
 	return parseStat(b)
 }
 
-// parseStat takes start time and state out of /proc/PID/stat. The name, in parentheses, may hold anything.
+// parseStat takes start time and state out of /proc/PID/stat (proc(5)). The name, in parentheses, may hold anything.
 func parseStat(b []byte) (start uint64, state byte, err error) {
 	end := bytes.LastIndexByte(b, ')')
 	fields := bytes.Fields(b[end+1:])
@@ -61,8 +63,8 @@ func parseStat(b []byte) (start uint64, state byte, err error) {
 	return start, fields[0][0], err
 }
 
-// alive reports whether p runs. A zombie does not.
-func (p process) alive() bool {
+// Alive reports whether p runs. A zombie does not.
+func (p Process) Alive() bool {
 	if p.PID <= 0 {
 		return false
 	}
@@ -74,8 +76,8 @@ func (p process) alive() bool {
 	return err == nil && start == p.StartTime && state != 'Z' && state != 'X'
 }
 
-// signal sends sig to p, and to nobody who has got its pid since.
-func (p process) signal(sig syscall.Signal) error {
+// Signal sends sig to p, and to nobody who has got its pid since. To one that has ended nothing is sent, without an error.
+func (p Process) Signal(sig syscall.Signal) error {
 	if p.PID <= 0 {
 		return nil
 	}
@@ -84,7 +86,7 @@ func (p process) signal(sig syscall.Signal) error {
 		return err
 	}
 	defer h.Release()
-	if !p.alive() {
+	if !p.Alive() {
 		return nil
 	}
 	if err := h.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
@@ -93,11 +95,11 @@ func (p process) signal(sig syscall.Signal) error {
 	return nil
 }
 
-// gone waits until p does not run any more.
-func (p process) gone(ctx context.Context) error {
+// Gone waits until p does not run any more, looking every 2 ms.
+func (p Process) Gone(ctx context.Context) error {
 	t := time.NewTicker(2 * time.Millisecond)
 	defer t.Stop()
-	for p.alive() {
+	for p.Alive() {
 		select {
 		case <-t.C:
 		case <-ctx.Done():
