@@ -24,6 +24,9 @@ type images struct {
 	db    *store.Store
 	def   string // the default image's name
 	pulls pulls
+	// holding is held while files get a name, and while those without one are looked for and removed: content that a pull
+	// has just stored, or found there already, is not taken away under its record.
+	holding sync.Mutex
 }
 
 // List returns the local images and those of the catalog that are not local, by name.
@@ -91,10 +94,20 @@ func (i *images) pull(ctx context.Context, req api.PullImage, rep progress.Repor
 	if err != nil {
 		return api.Image{}, err
 	}
-	if err := i.db.PutImage(ctx, img); err != nil {
+	if err := i.record(ctx, img); err != nil {
 		return api.Image{}, err
 	}
 	return img, i.collect(context.WithoutCancel(ctx))
+}
+
+// record gives the files of a pull their name.
+func (i *images) record(ctx context.Context, img api.Image) error {
+	i.holding.Lock()
+	defer i.holding.Unlock()
+	if _, err := i.files.Files(ctx, img.Digest); err != nil {
+		return takenAway("image", img.Name, err)
+	}
+	return i.db.PutImage(ctx, img)
 }
 
 // ensure returns the local image of that name (empty: the default), pulling it where it is not there.
@@ -133,6 +146,8 @@ func (i *images) Delete(ctx context.Context, name string) error {
 
 // collect removes the images that have neither a name nor a VM.
 func (i *images) collect(ctx context.Context) error {
+	i.holding.Lock()
+	defer i.holding.Unlock()
 	digests, err := i.db.UnusedImages(ctx)
 	if err != nil {
 		return err
@@ -153,6 +168,8 @@ type kernels struct {
 	files *kernel.Store
 	db    *store.Store
 	pulls pulls
+
+	holding sync.Mutex // as that of images
 }
 
 // List returns the local kernels and those of the catalog that are not local, by name.
@@ -202,10 +219,20 @@ func (k *kernels) pull(ctx context.Context, name string, rep progress.Reporter) 
 	if err != nil {
 		return api.Kernel{}, err
 	}
-	if err := k.db.PutKernel(ctx, krn); err != nil {
+	if err := k.record(ctx, krn); err != nil {
 		return api.Kernel{}, err
 	}
 	return krn, k.collect(context.WithoutCancel(ctx))
+}
+
+// record gives the files of a pull their name.
+func (k *kernels) record(ctx context.Context, krn api.Kernel) error {
+	k.holding.Lock()
+	defer k.holding.Unlock()
+	if _, err := k.files.Files(ctx, krn.Digest); err != nil {
+		return takenAway("kernel", krn.Name, err)
+	}
+	return k.db.PutKernel(ctx, krn)
 }
 
 func (k *kernels) ensure(ctx context.Context, name string, rep progress.Reporter) (vm.Kernel, error) {
@@ -246,6 +273,8 @@ func (k *kernels) Delete(ctx context.Context, name string) error {
 }
 
 func (k *kernels) collect(ctx context.Context) error {
+	k.holding.Lock()
+	defer k.holding.Unlock()
 	digests, err := k.db.UnusedKernels(ctx)
 	if err != nil {
 		return err
@@ -259,6 +288,15 @@ func (k *kernels) collect(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// takenAway is the error of a pull whose files were there, and are not any more: the last name of the same content was deleted meanwhile.
+func takenAway(noun, name string, err error) error {
+	if api.KindOf(err) != api.KindNotFound {
+		return err
+	}
+	return api.Errorf(api.KindConflict, "pull %s %q: the same content was deleted meanwhile", noun, name).
+		WithHint("banger %s pull %s", noun, name)
 }
 
 // pulls lets one pull of a name run at a time; the others wait and then find it done.

@@ -4,10 +4,12 @@ import (
 	"context"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/image"
+	"git.thaloco.com/thaloco/banger/internal/kernel"
 	"git.thaloco.com/thaloco/banger/internal/progress"
 	"git.thaloco.com/thaloco/banger/internal/store"
 )
@@ -81,5 +83,39 @@ func TestEnsureDoesNotPullOverABrokenDatabase(t *testing.T) {
 	}
 	if _, err := k.ensure(t.Context(), "", progress.Discard); err == nil {
 		t.Error("a kernel without a database")
+	}
+}
+
+// TestPullWhoseFilesWereDeletedMeanwhile: what is recorded has files, whatever was deleted between its pull and its record.
+func TestPullWhoseFilesWereDeletedMeanwhile(t *testing.T) {
+	db, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "banger.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	digest := "sha256:" + strings.Repeat("1", 64)
+	imgs, err := image.New(image.Config{Dir: t.TempDir(), CacheDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	krns, err := kernel.New(kernel.Config{Dir: t.TempDir(), CacheDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i, k := images{files: imgs, db: db}, kernels{files: krns, db: db}
+	errs := map[string]error{
+		"image":  i.record(t.Context(), api.Image{Name: "b", Digest: digest}),
+		"kernel": k.record(t.Context(), api.Kernel{Name: "b", Digest: digest}),
+	}
+	for noun, err := range errs {
+		if api.KindOf(err) != api.KindConflict || api.AsError(err).Hint != "banger "+noun+" pull b" {
+			t.Errorf("%s: %v, hint %q", noun, err, api.AsError(err).Hint)
+		}
+	}
+	if _, err := db.Image(t.Context(), "b"); api.KindOf(err) != api.KindNotFound {
+		t.Errorf("the image is recorded: %v", err)
+	}
+	if _, err := db.Kernel(t.Context(), "b"); api.KindOf(err) != api.KindNotFound {
+		t.Errorf("the kernel is recorded: %v", err)
 	}
 }
