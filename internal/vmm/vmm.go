@@ -158,6 +158,9 @@ type Machine interface {
 	ResizeDrive(ctx context.Context, id string) error
 	// Kill ends the VM at once.
 	Kill(ctx context.Context) error
+	// OpenLink takes over the VM's Ethernet frames, from whoever had them before: of this process or another. It stays
+	// good across a reboot of the guest. An *api.Error of KindConflict for a VM without a network.
+	OpenLink(ctx context.Context) (Link, error)
 	// Close drops the caller's connections; the VM goes on.
 	Close() error
 }

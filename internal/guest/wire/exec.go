@@ -28,6 +28,7 @@ const (
 	RingBytes    = 1 << 20
 	StdinWindow  = 256 << 10
 	MaxStart     = 60 << 10 // of FrameStart's JSON; argv and environment must fit
+	MaxModes     = 1 << 10
 	MaxEnded     = 64
 	MaxProcesses = 1024
 )
@@ -75,6 +76,9 @@ type ExecStart struct {
 	PTY  bool   `json:"pty,omitempty"`
 	Rows uint16 `json:"rows,omitempty"`
 	Cols uint16 `json:"cols,omitempty"`
+	// Modes are the terminal's, encoded as RFC 4254 section 8 has them, at most MaxModes bytes. What is
+	// not among them, or not known, stays as it is.
+	Modes []byte `json:"modes,omitempty"`
 	// NoStdin connects stdin to /dev/null.
 	NoStdin bool `json:"no_stdin,omitempty"`
 	// Detach: nobody attaches; output is dropped when the ring is full.

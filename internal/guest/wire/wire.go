@@ -39,9 +39,6 @@ const (
 	PortExec uint32 = 1001
 	// PortSSH is the agent's ssh server.
 	PortSSH uint32 = 1022
-	// PortNet carries the Ethernet frames of a guest whose eth0 is a TAP of the agent
-	// (Network.Device "tap"): each frame is its length, 4 bytes big-endian, and its bytes. A new stream ends the one before.
-	PortNet uint32 = 1023
 )
 
 // MaxEthernet is the longest Ethernet frame a guest may send or be sent, in bytes: its header and NetMTU.
@@ -108,10 +105,7 @@ type Identity struct {
 
 // Network is how a guest sets up its eth0.
 type Network struct {
-	// Device is "virtio-net" where the VMM has a network device with MAC, "tap" where the agent makes
-	// eth0 itself and serves its frames on PortNet.
-	Device string `json:"device"`
-	// MAC is the address of eth0, as 52:54:00:12:34:56.
+	// MAC is the address of eth0, a network device of the VMM's, as 52:54:00:12:34:56.
 	MAC string `json:"mac"`
 	// Address is the guest's own with the length of the prefix: 172.16.0.2/24.
 	Address string `json:"address"`
@@ -122,12 +116,6 @@ type Network struct {
 	// MTU is in bytes.
 	MTU int `json:"mtu"`
 }
-
-// Values of Network.Device.
-const (
-	DeviceVirtioNet = "virtio-net"
-	DeviceTAP       = "tap"
-)
 
 // Kinds of Call.
 const (

@@ -5,6 +5,7 @@ package fake
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -16,9 +17,12 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 	"git.thaloco.com/thaloco/banger/internal/vmm/fakeguest"
+	"git.thaloco.com/thaloco/banger/internal/vmm/frames"
 	"git.thaloco.com/thaloco/banger/internal/vmm/watch"
 )
 
@@ -36,7 +40,7 @@ type Host struct {
 func NewHost() *Host { return &Host{machines: map[string]*body{}, pid: 1000} }
 
 // FailAt makes the n-th step of an engine or a machine from now on fail with err, counted from 1; the steps after it work.
-// Every Start, Attach, Dial, Pause, Resume, ResizeDrive and Kill is one step.
+// Every Start, Attach, Dial, OpenLink, Pause, Resume, ResizeDrive and Kill is one step.
 func (h *Host) FailAt(n int, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -123,6 +127,9 @@ func (e *Engine) Start(ctx context.Context, dir string, spec vmm.Spec) (vmm.Mach
 	b := &body{host: h, dir: dir, spec: spec, silent: e.Silent, log: log}
 	h.pid++
 	supervisor := h.pid
+	if err := b.plugIn(); err != nil {
+		return nil, err
+	}
 	if err := b.boot(); err != nil {
 		return nil, err
 	}
@@ -183,9 +190,13 @@ type body struct {
 	log    *slog.Logger
 	board  watch.Board
 
-	mu    sync.Mutex // guards guest and conns, serialises ends and boots
+	// frames are the ends of the network, nil for a VM without one.
+	hostFrames, vmFrames *os.File
+
+	mu    sync.Mutex // guards guest, conns and link, serialises ends and boots
 	guest *fakeguest.Guest
 	conns []net.Conn
+	link  *frames.Link // opened last
 	over  bool
 }
 
@@ -264,6 +275,7 @@ func (b *body) end(cause vmm.EndCause, detail string) bool {
 	}
 	b.over = true
 	b.hangUp()
+	b.unplug()
 	b.note(cause, detail)
 	return true
 }
@@ -337,6 +349,73 @@ func (m *machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	}
 	m.conns = append(m.conns, ours)
 	return ours, nil
+}
+
+// plugIn makes the network of a VM that has one, and a guest on it.
+func (b *body) plugIn() (err error) {
+	n := b.spec.Identity.Network
+	if n == nil {
+		return nil
+	}
+	if b.hostFrames, b.vmFrames, err = frames.Pair(); err != nil {
+		return err
+	}
+	guest, err := frames.NewLink(b.vmFrames, nil)
+	if err != nil {
+		return err
+	}
+	go func() {
+		if err := fakeguest.ServeNetwork(guest, *n); !errors.Is(err, net.ErrClosed) {
+			b.log.Error("the fake guest's network ended", "err", err)
+		}
+	}()
+	return nil
+}
+
+// unplug ends the network; called with mu held.
+func (b *body) unplug() {
+	if b.hostFrames == nil {
+		return
+	}
+	if b.link != nil {
+		_ = b.link.Close()
+	}
+	_ = b.hostFrames.Close()
+	_ = b.vmFrames.Close()
+}
+
+// OpenLink implements vmm.Machine.
+func (m *machine) OpenLink(context.Context) (vmm.Link, error) {
+	if err := m.op("open the network"); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.hostFrames == nil {
+		return nil, api.Errorf(api.KindConflict, "the VM was started without a network")
+	}
+	if m.over {
+		return nil, api.Errorf(api.KindConflict, "open the network: the VM has ended")
+	}
+	rc, err := m.hostFrames.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	dup := -1
+	var dupErr error
+	err = rc.Control(func(fd uintptr) { dup, dupErr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
+	if err := errors.Join(err, dupErr); err != nil {
+		return nil, err
+	}
+	link, err := frames.NewLink(os.NewFile(uintptr(dup), "frames"), nil)
+	if err != nil {
+		return nil, err
+	}
+	if m.link != nil {
+		_ = m.link.Close()
+	}
+	m.link = link
+	return link, nil
 }
 
 // Pause implements vmm.Machine.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -16,14 +17,14 @@ import (
 // machine is what an argument list describes.
 type machine struct {
 	kernel, initrd, cmdline string
-	qmpFD, agentFD          int
+	qmpFD, agentFD, netFD   int
 	sandbox                 bool
 	drives                  map[string]string // node name to file
 }
 
 // parseArgs understands exactly the arguments banger gives; everything else is an error.
 func parseArgs(args []string) (*machine, error) {
-	m := &machine{qmpFD: -1, agentFD: -1, drives: map[string]string{}}
+	m := &machine{qmpFD: -1, agentFD: -1, netFD: -1, drives: map[string]string{}}
 	seen := map[string]int{}
 	for i := 0; i < len(args); i++ {
 		flag := args[i]
@@ -102,6 +103,13 @@ func (m *machine) option(flag, value string) (err error) {
 		return m.chardev(value)
 	case "-blockdev":
 		return m.blockdev(value)
+	case "-netdev":
+		fd, ok := strings.CutPrefix(value, "socket,id=net,fd=")
+		if !ok {
+			return errUnknown
+		}
+		m.netFD, err = strconv.Atoi(fd)
+		return err
 	case "-device":
 		return m.device(value)
 	default:
@@ -177,8 +185,18 @@ func (m *machine) device(value string) error {
 		WriteError string `json:"werror"`
 		ReadError  string `json:"rerror"`
 		WriteCache string `json:"write-cache"`
+		Netdev     string `json:"netdev"`
+		MAC        string `json:"mac"`
+		MTU        int    `json:"host_mtu"`
 	}
 	if err := strictJSON(value, &d); err != nil {
+		return err
+	}
+	if d.Driver == "virtio-net-device" {
+		_, err := net.ParseMAC(d.MAC)
+		if m.netFD < 0 || d.Netdev != "net" || d.MTU < 68 || d.Drive != "" {
+			return errUnknown
+		}
 		return err
 	}
 	if d.Driver != "virtio-blk-device" || m.drives[d.Drive] == "" {

@@ -31,6 +31,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 	"git.thaloco.com/thaloco/banger/internal/initramfs"
 	"git.thaloco.com/thaloco/banger/internal/vmm/fakeguest"
+	"git.thaloco.com/thaloco/banger/internal/vmm/frames"
 )
 
 // KnobsFile holds Knobs as JSON.
@@ -205,6 +206,9 @@ func run(args []string) (int, error) {
 	q.deafToCont = k.DeafToCont
 	v := &vm{knobs: k, boots: boots, boot: boot, monitor: q, end: make(chan string, 1), up: make(chan struct{})}
 	go q.serve()
+	if err := v.network(m.netFD); err != nil {
+		return 1, err
+	}
 	v.console() // as a kernel does before it has a user space
 	if err := v.startGuest(agent); err != nil {
 		return 1, err
@@ -253,6 +257,24 @@ type vm struct {
 	mu   sync.Mutex // guards call
 	call *fakeguest.Call
 	up   chan struct{} // closed when call is there
+}
+
+// network answers for the guest on the descriptor of its frames, negative where it has none.
+func (v *vm) network(fd int) error {
+	n := v.boot.Identity.Network
+	if (n == nil) != (fd < 0) {
+		return errors.New("a network device without a network, or the other way round")
+	}
+	if n == nil {
+		return nil
+	}
+	unix.CloseOnExec(fd)
+	link, err := frames.NewLink(os.NewFile(uintptr(fd), "net"), nil)
+	if err != nil {
+		return err
+	}
+	go func() { fmt.Fprintln(os.Stderr, "fakeqemu: network:", fakeguest.ServeNetwork(link, *n)) }()
+	return nil
 }
 
 // console writes what a kernel would.

@@ -10,11 +10,12 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 )
 
-// Descriptors the VMM inherits beside 0, 1 and 2: one end each of two socket pairs, so that neither is a name
+// Descriptors the VMM inherits beside 0, 1 and 2: one end each of socket pairs, so that none is a name
 // in the file system that somebody else could connect to.
 const (
 	fdQMP   = 3
 	fdAgent = 4
+	fdNet   = 5 // only of a VM with a network
 )
 
 // sandbox is QEMU's seccomp filter: no new processes, privileges, or scheduling.
@@ -62,6 +63,10 @@ func Args(spec vmm.Spec, opt Options) []string {
 	for _, d := range spec.Drives {
 		args = append(args, "-blockdev", blockdev(d, spec.Unsafe), "-device", blockDevice(d))
 	}
+	if n := spec.Identity.Network; n != nil {
+		// -netdev dgram is the same since QEMU 7.2; this one is in all.
+		args = append(args, "-netdev", "socket,id=net,fd="+strconv.Itoa(fdNet), "-device", netDevice(*n))
+	}
 	return append(args,
 		"-device", "virtio-serial-device",
 		"-chardev", "socket,id=agent,fd="+strconv.Itoa(fdAgent),
@@ -76,6 +81,9 @@ func CommandLine(spec vmm.Spec, opt Options) string {
 	if spec.Accel == "tcg" && opt.TSCKHz > 0 {
 		// Without it an emulated guest on a busy host hangs in one early boot of ten, calibrating.
 		words = append(words, fmt.Sprintf("tsc_early_khz=%d", opt.TSCKHz), "tsc=reliable")
+	}
+	if spec.Identity.Network != nil {
+		words = append(words, "net.ifnames=0") // eth0 stays eth0 where the image has udev
 	}
 	words = append(words, "cryptomgr.notests", "random.trust_cpu=on", "no_timer_check", "8250.nr_uarts=1",
 		"rcupdate.rcu_expedited=1", "pci=off", "apparmor=0")
@@ -120,6 +128,15 @@ func blockDevice(d vmm.Drive) string {
 		ReadError  string `json:"rerror"`
 		WriteCache string `json:"write-cache"`
 	}{"virtio-blk-device", d.ID, d.ID, "enospc", "report", "on"})
+}
+
+func netDevice(n wire.Network) string {
+	return mustJSON(struct {
+		Driver string `json:"driver"`
+		Netdev string `json:"netdev"`
+		MAC    string `json:"mac"`
+		MTU    int    `json:"host_mtu"`
+	}{"virtio-net-device", "net", n.MAC, n.MTU})
 }
 
 // mustJSON encodes a value of this file, which always can be.

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Config is what Start needs. All fields are required.
+// Config is what Start needs. All fields are required, but Net for a VM without a network.
 type Config struct {
 	Spec vmm.Spec
 	// Dir is the VM's directory; relative paths in Spec and Options count from it.
@@ -28,6 +28,8 @@ type Config struct {
 	Options
 	// Console receives the guest's console, Stderr what QEMU says; QEMU holds copies of both.
 	Console, Stderr *os.File
+	// Net is the VM's end of frames.Pair where Spec.Identity has a network; QEMU holds a copy.
+	Net *os.File
 	// Env is QEMU's environment.
 	Env []string
 }
@@ -94,7 +96,11 @@ func Start(ctx context.Context, cfg Config) (*VMM, error) {
 		return nil, fmt.Errorf("start qemu: %w", err)
 	}
 	argv := append([]string{cfg.Spec.Binary}, Args(cfg.Spec, cfg.Options)...)
-	v.child, err = hostexec.Runner{}.StartChild(argv, cfg.Dir, cfg.Env, cfg.Console, cfg.Stderr, qmpTheirs, agentTheirs)
+	inherits := []*os.File{qmpTheirs, agentTheirs}
+	if cfg.Net != nil {
+		inherits = append(inherits, cfg.Net)
+	}
+	v.child, err = hostexec.Runner{}.StartChild(argv, cfg.Dir, cfg.Env, cfg.Console, cfg.Stderr, inherits...)
 	if err != nil {
 		conn.Close()
 		agentOurs.Close()

@@ -132,6 +132,9 @@ func (b *boot) startQEMU(ctx context.Context, sandbox bool) (err error) {
 	if s.spec.Accel == "tcg" {
 		cfg.TSCKHz = s.tsc()
 	}
+	if s.cable != nil {
+		cfg.Net = s.cable.vm
+	}
 	b.vmm, err = qemu.Start(ctx, cfg)
 	if err == nil {
 		return nil

@@ -81,6 +81,10 @@ func (c *controlServer) client(ctx context.Context, conn *net.UnixConn) {
 		c.watch(ctx, conn)
 		return
 	}
+	if req.Op == opLink && req.Version == ProtocolVersion {
+		c.lend(conn)
+		return
+	}
 	err := c.do(ctx, req)
 	st := c.s.board.Status()
 	answer := reply{Version: ProtocolVersion, Status: &st}

@@ -16,7 +16,8 @@ import (
 
 // ProtocolVersion is the version of the protocol on control.sock: one line of JSON from the client, a request; then
 // one line from the supervisor, a reply, and the end of the connection. Only the answer to opWatch is a reply at every change of the
-// status until the VM has ended. opVersion and opKill are understood in every version.
+// status until the VM has ended; that to opLink is followed by a newline with a descriptor, and the connection
+// stays open for as long as the client may use it. opVersion and opKill are understood in every version.
 const ProtocolVersion = 1
 
 // Limits of lines, newline included, in bytes.
@@ -33,6 +34,7 @@ const (
 	opResume  = "resume"
 	opResize  = "resize"
 	opKill    = "kill"
+	opLink    = "link"
 )
 
 type request struct {

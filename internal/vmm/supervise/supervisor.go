@@ -47,6 +47,7 @@ type supervisor struct {
 	board watch.Board
 	guest *guestLine
 	vsock *vsockServer
+	cable *cable // nil for a VM without a network
 	// killed ends when the VM is to end at once.
 	killed context.Context
 	kill   context.CancelFunc
@@ -222,6 +223,12 @@ func (s *supervisor) serve(ctx context.Context) error {
 		return fmt.Errorf("supervise: %w", err)
 	}
 	defer remove(".", paths.VMSupervisor)
+	if s.spec.Identity.Network != nil {
+		if s.cable, err = newCable(); err != nil {
+			return fmt.Errorf("supervise: %w", err)
+		}
+		defer s.cable.close()
+	}
 	server := &controlServer{s: s, log: s.log}
 	go server.serve(ctx, control)
 	s.vsock = &vsockServer{dial: s.guest.dial, log: s.log}
@@ -237,6 +244,9 @@ func (s *supervisor) serve(ctx context.Context) error {
 	s.board.Update(func(st *vmm.Status) {
 		st.Phase, st.PauseReason, st.VMMPID, st.End = vmm.PhaseEnded, "", 0, &end
 	})
+	if s.cable != nil {
+		s.cable.close()
+	}
 	server.drain(2 * time.Second)
 	return nil
 }

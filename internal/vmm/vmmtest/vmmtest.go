@@ -56,6 +56,8 @@ func Run(t *testing.T, newFixture New) {
 		"Reboot":        testReboot,
 		"Panic":         testPanic,
 		"Next":          testNext,
+		"Link":          testLink,
+		"LinkTakenOver": testLinkTakenOver,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, start(t, newFixture(t))) })
 	}
