@@ -33,6 +33,8 @@ type fakeEngine struct {
 	// startErr is what the next Start fails with; hold makes guests stay without an agent.
 	startErr error
 	hold     bool
+	// attachErr is what Attach fails with.
+	attachErr error
 	// deaf guests do not power off when asked; stubborn ones do not end by /v1/end either.
 	deaf, stubborn bool
 	starts         int
@@ -75,6 +77,9 @@ func (e *fakeEngine) Start(ctx context.Context, dir string, spec vmm.Spec) (vmm.
 func (e *fakeEngine) Attach(_ context.Context, dir string) (vmm.Machine, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.attachErr != nil {
+		return nil, e.attachErr
+	}
 	m := e.machines[dir]
 	if m == nil {
 		return nil, &vmm.GoneError{Dir: dir}

@@ -138,7 +138,7 @@ func (s *Service) sweep(ctx context.Context, known map[string]bool) error {
 }
 
 // Archives returns a function that reports whether a VM that runs was started from an initramfs archive, so that
-// it needs it again when its guest reboots.
+// it needs it again when its guest reboots. A VM that could not be attached to may run.
 func (s *Service) Archives(ctx context.Context) (inUse func(path string) bool, err error) {
 	recs, err := s.cfg.Records.VMs(ctx)
 	if err != nil {
@@ -146,10 +146,13 @@ func (s *Service) Archives(ctx context.Context) (inUse func(path string) bool, e
 	}
 	used := map[string]bool{}
 	for _, rec := range recs {
-		if s.running(rec.ID) == nil {
+		if s.running(rec.ID) == nil && !mayRun(rec.State) {
 			continue
 		}
 		b, err := os.ReadFile(filepath.Join(s.cfg.Paths.VM(rec.ID), paths.VMSpec))
+		if errors.Is(err, os.ErrNotExist) { // it is there before the VMM is
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("read the spec of vm %q: %w", rec.Name, err)
 		}
@@ -162,6 +165,15 @@ func (s *Service) Archives(ctx context.Context) (inUse func(path string) bool, e
 		}
 	}
 	return func(path string) bool { return used[path] }, nil
+}
+
+// mayRun reports whether a VM recorded in a state has a VMM, as far as is known.
+func mayRun(state api.VMState) bool {
+	switch state {
+	case api.StateStarting, api.StateRunning, api.StateStopping, api.StatePaused:
+		return true
+	}
+	return false
 }
 
 // setAside takes a directory that no record mentions out of the way. A record is there before its directory and goes after it,

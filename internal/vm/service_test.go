@@ -3,6 +3,7 @@ package vm
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -141,6 +142,7 @@ func TestGuestEndsBeforeItIsReady(t *testing.T) {
 	}
 	close(w.owners[1]) // the owner leaves: a VM that never became ready stays for its logs
 	w.restart()
+	w.svc.tasks.Wait() // what looked at the owner has done what it does
 	w.state("sick", api.StateFailed)
 }
 
@@ -351,6 +353,36 @@ func TestRecoverSetsStrangersAside(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(w.paths.Lost(), "nothing")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("an empty directory was kept: %v", err)
+	}
+}
+
+// TestArchivesOfWhatMayRun: a VM that could not be attached to keeps the archive its guest reboots from.
+func TestArchivesOfWhatMayRun(t *testing.T) {
+	w := newWorld(t)
+	for _, name := range []string{"running", "stopped"} {
+		vm := w.create(api.CreateVM{Name: name, Start: true})
+		b, err := json.Marshal(vmm.Spec{Initramfs: []string{"/" + name}})
+		if err == nil {
+			err = os.WriteFile(filepath.Join(w.paths.VM(vm.ID), paths.VMSpec), b, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := w.svc.Stop(t.Context(), "stopped", 0, progress.Discard); err != nil {
+		t.Fatal(err)
+	}
+	for _, attachErr := range []error{nil, errInjected} {
+		w.svc.Close()
+		w.engine.attachErr = attachErr
+		w.svc = w.service()
+		if err := w.svc.Recover(t.Context()); !errors.Is(err, attachErr) {
+			t.Fatal(err)
+		}
+		inUse, err := w.svc.Archives(t.Context())
+		if err != nil || !inUse("/running") || inUse("/stopped") {
+			t.Errorf("attach %v: running %v, stopped %v, %v", attachErr, inUse("/running"), inUse("/stopped"), err)
+		}
 	}
 }
 
