@@ -205,6 +205,9 @@ func (m *fakeMachine) Resume(context.Context) error {
 	m.update(func(st *vmm.Status) { st.Phase, st.PauseReason = vmm.PhaseRunning, "" })
 	return nil
 }
+func (m *fakeMachine) OpenLink(context.Context) (vmm.Link, error) {
+	return nil, api.Errorf(api.KindConflict, "it has no network")
+}
 func (m *fakeMachine) ResizeDrive(context.Context, string) error { return nil }
 func (m *fakeMachine) Kill(context.Context) error                { m.end(vmm.EndKilled); return nil }
 func (m *fakeMachine) Close() error                              { return nil }

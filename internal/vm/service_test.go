@@ -386,20 +386,6 @@ func TestArchivesOfWhatMayRun(t *testing.T) {
 	}
 }
 
-func TestWatcherFollows(t *testing.T) {
-	w := newWorld(t)
-	vm := w.create(api.CreateVM{Name: "a", Start: true})
-	m := w.machine(vm)
-	m.update(func(st *vmm.Status) { st.Mark, st.Boots = "", 2 })
-	w.until("a", func(vm api.VM) bool { return vm.State == api.StateStarting && vm.Restarts == 1 })
-	m.update(func(st *vmm.Status) { st.Mark = api.MarkReady })
-	w.state("a", api.StateRunning)
-	m.end(vmm.EndUnexpected)
-	if vm := w.state("a", api.StateStopped); vm.Reason != "guest ended unexpectedly" {
-		t.Errorf("reason %q", vm.Reason)
-	}
-}
-
 func TestCheckCreate(t *testing.T) {
 	w := newWorld(t)
 	w.create(api.CreateVM{Name: "taken"})

@@ -2,6 +2,7 @@ package vm
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"git.thaloco.com/thaloco/banger/api"
@@ -67,23 +68,32 @@ func (s *Service) removeQuietly(id, name string) {
 	}
 }
 
-// record writes what derive makes of a status, where it differs from what is recorded.
+// errUnchanged keeps a record as it is, without a write.
+var errUnchanged = errors.New("nothing changed")
+
+// record writes what derive makes of a status, where it differs from what is recorded: a write is one to the disk.
 func (s *Service) record(id, name string, st vmm.Status) {
-	changed := false
+	moved := false
 	rec, err := s.cfg.Records.UpdateVM(context.WithoutCancel(s.ctx), id, func(r *store.VM) error {
 		state, reason := derive(r.State, st)
-		changed = state != r.State
-		r.State, r.Reason = state, reason
-		r.WasReady = r.WasReady || st.Mark.Reached(api.MarkReady)
+		ready := r.WasReady || st.Mark.Reached(api.MarkReady)
+		if state == r.State && reason == r.Reason && ready == r.WasReady {
+			return errUnchanged
+		}
+		moved = state != r.State
+		r.State, r.Reason, r.WasReady = state, reason, ready
 		return nil
 	})
+	if errors.Is(err, errUnchanged) {
+		return
+	}
 	if err != nil {
 		if api.KindOf(err) != api.KindNotFound {
 			s.cfg.Log.Error("record state", "vm", name, "err", err)
 		}
 		return
 	}
-	if changed {
+	if moved {
 		s.emit("vm.state", rec.Name, string(rec.State))
 	}
 }
