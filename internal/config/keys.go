@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+
+	"git.thaloco.com/thaloco/banger/internal/disk"
+	"git.thaloco.com/thaloco/banger/internal/vmm"
 )
 
 // key is a top-level key of the file.
@@ -36,8 +39,8 @@ func keys() []key {
 		later(key{name: "image_catalog", set: setCatalog, get: func(c Config) any { return append([]string{}, c.ImageCatalog...) }}),
 		{name: "default_cpus", set: integer("", 1, 256, func(c *Config) *int { return &c.DefaultCPUs }).set,
 			get: func(c Config) any { return c.CPUs(false) }},
-		text("default_memory", func(c *Config) *string { return &c.DefaultMemory }, checkSize),
-		text("default_disk", func(c *Config) *string { return &c.DefaultDisk }, checkSize),
+		text("default_memory", func(c *Config) *string { return &c.DefaultMemory }, sizeOf(vmm.MinMemoryMiB<<20)),
+		text("default_disk", func(c *Config) *string { return &c.DefaultDisk }, sizeOf(disk.MinBytes)),
 	}
 }
 

@@ -144,12 +144,20 @@ func checkListenAddr(s string) error {
 	return nil
 }
 
-// checkSize accepts a size that disk.ParseSize reads.
-func checkSize(s string) error {
-	if _, err := disk.ParseSize(s); err != nil {
-		return fmt.Errorf("%w; write it like 512MiB or 20GiB", err)
+// sizeOf accepts whole MiB of at least so many bytes, as disk.ParseSize reads them.
+func sizeOf(least int64) func(string) error {
+	return func(s string) error {
+		n, err := disk.ParseSize(s)
+		switch {
+		case err != nil:
+			return fmt.Errorf("%w; write it like 512MiB or 20GiB", err)
+		case n < least:
+			return fmt.Errorf("%q is less than %s", s, disk.FormatSize(least))
+		case n%(1<<20) != 0:
+			return fmt.Errorf("%q is not a whole number of MiB", s)
+		}
+		return nil
 	}
-	return nil
 }
 
 func parseCIDR(s string) (netip.Prefix, error) {

@@ -14,12 +14,13 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/progress"
 	"git.thaloco.com/thaloco/banger/internal/store"
+	"git.thaloco.com/thaloco/banger/internal/vmm"
 )
 
 // Limits of a VM's size, in bytes.
 const (
-	MinMemory = 128 << 20
-	MinDisk   = 1 << 30
+	MinMemory = vmm.MinMemoryMiB << 20
+	MinDisk   = disk.MinBytes
 	maxEnv    = 32 << 10
 )
 

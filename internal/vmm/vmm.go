@@ -35,6 +35,9 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 )
 
+// MinMemoryMiB is the least memory a VM starts with, in MiB.
+const MinMemoryMiB = 128
+
 // SpecVersion is the version of Spec as it is stored in a VM's directory.
 const SpecVersion = 1
 

@@ -333,8 +333,8 @@ func checkSpec(spec vmm.Spec) error {
 		return bad("no VMM or no kernel given")
 	case spec.CPUs < 1:
 		return bad("%d CPUs", spec.CPUs)
-	case spec.MemoryMiB < 128:
-		return bad("%d MiB of memory are less than 128", spec.MemoryMiB)
+	case spec.MemoryMiB < vmm.MinMemoryMiB:
+		return bad("%d MiB of memory are less than %d", spec.MemoryMiB, vmm.MinMemoryMiB)
 	}
 	seen := map[string]bool{}
 	for _, d := range spec.Drives {
