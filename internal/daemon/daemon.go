@@ -138,7 +138,7 @@ func (d *Daemon) wire() error {
 		return fmt.Errorf("read the configuration: %w", err)
 	}
 	d.vms = vm.New(vm.Config{Records: d.db, Supplies: sup, Engine: sup.engine,
-		Defaults: vm.Defaults{Image: d.settings.DefaultImageName, CPUs: d.settings.DefaultCPUs,
+		Defaults: vm.Defaults{Image: d.settings.DefaultImageName, CPUs: d.settings.CPUs,
 			MemoryBytes: defMem, DiskBytes: defDisk},
 		Paths: d.cfg.Paths, Log: d.log,
 		Host: vm.Host{CPUs: runtime.NumCPU(), MemoryBytes: mem, Home: d.cfg.Getenv("HOME"), OwnerGone: ownerGone, Now: time.Now}})

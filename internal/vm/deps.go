@@ -49,8 +49,8 @@ type Supplies interface {
 // Defaults are the configured values for what a request leaves out.
 type Defaults struct {
 	Image string
-	// CPUs is 0 for 2, or 1 under software emulation; more than the host has counts as all of them.
-	CPUs int
+	// CPUs is how many a VM gets, depending on whether its CPUs are emulated; more than the host has counts as all of them.
+	CPUs func(emulated bool) int
 	// MemoryBytes and DiskBytes are in bytes.
 	MemoryBytes, DiskBytes int64
 }

@@ -296,7 +296,7 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) service() *Service {
 	return New(Config{Records: w.db, Supplies: w.supplies, Engine: w.engine, Paths: w.paths, Log: slog.New(slog.DiscardHandler),
-		Defaults: Defaults{Image: "img", MemoryBytes: 512 << 20, DiskBytes: 1 << 30},
+		Defaults: Defaults{Image: "img", CPUs: func(bool) int { return 1 }, MemoryBytes: 512 << 20, DiskBytes: 1 << 30},
 		Host: Host{CPUs: 4, MemoryBytes: 8 << 30, Now: time.Now, OwnerGone: func(_ context.Context, o api.Owner) <-chan struct{} {
 			if w.owners[o.PID] == nil {
 				w.owners[o.PID] = make(chan struct{})

@@ -423,9 +423,14 @@ func TestCheckCreate(t *testing.T) {
 
 // TestDefaultCPUsFitTheHost: a configuration made for a larger host is no reason to refuse.
 func TestDefaultCPUsFitTheHost(t *testing.T) {
-	for def, want := range map[int]int{0: 1, 3: 3, 64: 4} {
+	for def, want := range map[int]int{1: 1, 3: 3, 64: 4} {
 		w := newWorld(t)
-		w.svc.cfg.Defaults.CPUs = def
+		w.svc.cfg.Defaults.CPUs = func(emulated bool) int {
+			if !emulated {
+				t.Error("asked for CPUs that are not emulated")
+			}
+			return def
+		}
 		if vm := w.create(api.CreateVM{Start: true}); vm.CPUs != want {
 			t.Errorf("default %d: %d CPUs, want %d", def, vm.CPUs, want)
 		}

@@ -14,6 +14,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/progress"
 	"git.thaloco.com/thaloco/banger/internal/store"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
+	"git.thaloco.com/thaloco/banger/internal/vmm/probe"
 )
 
 // How long the guest may take, from the start of the VMM and from its agent's call. Software emulation on a
@@ -139,18 +140,12 @@ func (s *Service) spec(ctx context.Context, rec store.VM) (vmm.Spec, error) {
 	if err != nil {
 		return vmm.Spec{}, err
 	}
-	cpus, deadline := rec.CPUs, bootDeadlineKVM
-	if cpus == 0 {
-		cpus = min(s.cfg.Defaults.CPUs, s.cfg.Host.CPUs)
-	}
-	if eng.Accel == "tcg" {
+	cpus, deadline, emulated := rec.CPUs, bootDeadlineKVM, eng.Accel == probe.TCG
+	if emulated {
 		deadline = bootDeadlineTCG
 	}
 	if cpus == 0 {
-		cpus = min(2, s.cfg.Host.CPUs)
-		if eng.Accel == "tcg" {
-			cpus = 1
-		}
+		cpus = min(s.cfg.Defaults.CPUs(emulated), s.cfg.Host.CPUs)
 	}
 	return vmm.Spec{Version: vmm.SpecVersion, VM: rec.ID, Name: rec.Name, Engine: eng.Engine, Binary: eng.Binary, Accel: eng.Accel,
 		CPUs: cpus, MemoryMiB: int(rec.MemoryBytes >> 20), Kernel: krn.Vmlinux, Initramfs: []string{krn.BootArchive, agent},
