@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -17,7 +18,11 @@ import (
 	"git.thaloco.com/thaloco/banger/api"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
+
+// byValue compares addresses.
+var byValue = cmpopts.EquateComparable(netip.Addr{})
 
 var t0 = time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC)
 
@@ -85,7 +90,7 @@ func TestVMRoundTrip(t *testing.T) {
 	for _, key := range []string{"web", "id-web"} {
 		got, err := s.VM(ctx, key)
 		must(t, err)
-		if diff := cmp.Diff(want, got); diff != "" {
+		if diff := cmp.Diff(want, got, byValue); diff != "" {
 			t.Errorf("VM(%q): (-want +got)\n%s", key, diff)
 		}
 	}
@@ -93,7 +98,7 @@ func TestVMRoundTrip(t *testing.T) {
 	again := open(t, s.path)
 	got, err := again.VM(ctx, "web")
 	must(t, err)
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, byValue); diff != "" {
 		t.Errorf("after a restart: (-want +got)\n%s", diff)
 	}
 	for _, suffix := range []string{"", "-wal", "-shm"} {
@@ -148,7 +153,7 @@ func TestUpdateVM(t *testing.T) {
 	must(t, err)
 	stored, err := s.VM(ctx, "c")
 	must(t, err)
-	if diff := cmp.Diff(got, stored); diff != "" || stored.State != api.StateFailed || stored.Owner != nil {
+	if diff := cmp.Diff(got, stored, byValue); diff != "" || stored.State != api.StateFailed || stored.Owner != nil {
 		t.Errorf("returned and stored differ:\n%s", diff)
 	}
 
@@ -402,7 +407,7 @@ func TestMigrateFromEveryVersion(t *testing.T) {
 			}
 			got, err := old.VM(t.Context(), "web")
 			must(t, err)
-			if diff := cmp.Diff(vm("web"), got); diff != "" {
+			if diff := cmp.Diff(vm("web"), got, byValue); diff != "" {
 				t.Errorf("the VM after migration from version %d: (-want +got)\n%s", n, diff)
 			}
 			if _, err := old.Image(t.Context(), "debian"); err != nil {

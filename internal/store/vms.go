@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -36,21 +37,31 @@ type VM struct {
 	// Owner is the process a RemoveOnExit VM lives for; nil where it goes when it stops.
 	Owner *api.Owner `json:"owner,omitempty"`
 	// MachineID is the guest's /etc/machine-id, 32 hex digits.
-	MachineID string     `json:"machine_id"`
-	CreatedAt time.Time  `json:"created_at"`
-	StartedAt *time.Time `json:"started_at,omitempty"`
+	MachineID string `json:"machine_id"`
+	// SSHHostKey is the private key of the VM's ssh server, in PEM, SSHHostPublic its public half; empty in the record of a VM
+	// that was not started since banger makes them.
+	SSHHostKey    string     `json:"ssh_host_key,omitempty"`
+	SSHHostPublic string     `json:"ssh_host_public,omitempty"`
+	CreatedAt     time.Time  `json:"created_at"`
+	StartedAt     *time.Time `json:"started_at,omitempty"`
+	// Address is the VM's lease: see Lease. The zero value where it has none yet.
+	Address netip.Addr `json:"-"`
 	// WasReady tells that the guest became ready since StartedAt; a RemoveOnExit VM that ended before stays for its logs.
 	WasReady bool `json:"was_ready,omitempty"`
 }
 
-const vmColumns = "id, name, state, image_digest, kernel_digest, created_at, record_version, record"
+const (
+	vmColumns = "id, name, state, image_digest, kernel_digest, created_at, record_version, record"
+	vmFields  = vmColumns + ", (SELECT address FROM leases WHERE leases.vm = vms.id)"
+)
 
 func scanVM(row scanner) (VM, error) {
 	var vm VM
 	var id, name, state, image, kernel, record string
 	var created int64
 	var version int
-	if err := row.Scan(&id, &name, &state, &image, &kernel, &created, &version, &record); err != nil {
+	var address sql.NullString
+	if err := row.Scan(&id, &name, &state, &image, &kernel, &created, &version, &record, &address); err != nil {
 		return VM{}, err
 	}
 	if err := decodeRecord(version, record, &vm); err != nil {
@@ -58,6 +69,7 @@ func scanVM(row scanner) (VM, error) {
 	}
 	vm.ID, vm.Name, vm.State, vm.ImageDigest, vm.KernelDigest = id, name, api.VMState(state), image, kernel
 	vm.CreatedAt = time.Unix(0, created).UTC()
+	vm.Address, _ = netip.ParseAddr(address.String) // none, or as Lease wrote it
 	return vm, nil
 }
 
@@ -107,7 +119,7 @@ func (s *Store) UpdateVM(ctx context.Context, id string, change func(*VM) error)
 	var vm VM
 	err := s.tx(ctx, func(tx *sql.Tx) error {
 		var err error
-		vm, err = scanVM(tx.QueryRowContext(ctx, "SELECT "+vmColumns+" FROM vms WHERE id = ?", id))
+		vm, err = scanVM(tx.QueryRowContext(ctx, "SELECT "+vmFields+" FROM vms WHERE id = ?", id))
 		if errors.Is(err, sql.ErrNoRows) {
 			return noVM(id, nil)
 		}
@@ -139,7 +151,7 @@ func (s *Store) UpdateVM(ctx context.Context, id string, change func(*VM) error)
 // VM returns the VM with this id or, where none has it, this name; KindNotFound, with near names in the hint, where there is none.
 func (s *Store) VM(ctx context.Context, nameOrID string) (VM, error) {
 	vm, err := scanVM(s.read.QueryRowContext(ctx,
-		"SELECT "+vmColumns+" FROM vms WHERE id = ?1 OR name = ?1 ORDER BY id = ?1 DESC LIMIT 1", nameOrID))
+		"SELECT "+vmFields+" FROM vms WHERE id = ?1 OR name = ?1 ORDER BY id = ?1 DESC LIMIT 1", nameOrID))
 	if !errors.Is(err, sql.ErrNoRows) {
 		return vm, s.explain(err)
 	}
@@ -160,7 +172,7 @@ func noVM(name string, names []string) error {
 
 // VMs returns all VMs in order of creation.
 func (s *Store) VMs(ctx context.Context) ([]VM, error) {
-	vms, err := collect(ctx, s.read, scanVM, "SELECT "+vmColumns+" FROM vms ORDER BY created_at, id")
+	vms, err := collect(ctx, s.read, scanVM, "SELECT "+vmFields+" FROM vms ORDER BY created_at, id")
 	return vms, s.explain(err)
 }
 

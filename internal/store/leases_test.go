@@ -1,0 +1,86 @@
+package store
+
+import (
+	"net/netip"
+	"testing"
+
+	"git.thaloco.com/thaloco/banger/api"
+)
+
+func TestLeases(t *testing.T) {
+	ctx := t.Context()
+	s := withContent(t)
+	for _, name := range []string{"a", "b", "c", "d"} {
+		must(t, s.InsertVM(ctx, vm(name)))
+	}
+	cidr, gateway := netip.MustParsePrefix("10.9.8.0/29"), netip.MustParseAddr("10.9.8.3")
+	lease := func(name, want string) {
+		t.Helper()
+		got, err := s.Lease(ctx, "id-"+name, cidr, gateway)
+		if err != nil || got.String() != want {
+			t.Fatalf("lease of %s: %s, %v; want %s", name, got, err, want)
+		}
+		v, err := s.VM(ctx, name)
+		if err != nil || v.Address != got {
+			t.Fatalf("vm %s has address %s, %v", name, v.Address, err)
+		}
+	}
+	lease("a", "10.9.8.1")
+	lease("b", "10.9.8.2")
+	lease("c", "10.9.8.4") // not the gateway
+	lease("a", "10.9.8.1")
+	if id, name, err := s.LeaseOf(ctx, netip.MustParseAddr("10.9.8.2")); err != nil || id != "id-b" || name != "b" {
+		t.Errorf("10.9.8.2 is %s %s, %v", id, name, err)
+	}
+	must(t, s.DeleteVM(ctx, "id-b"))
+	if _, _, err := s.LeaseOf(ctx, netip.MustParseAddr("10.9.8.2")); api.KindOf(err) != api.KindNotFound {
+		t.Errorf("the lease of a deleted VM: %v", err)
+	}
+	lease("d", "10.9.8.2")
+	if _, err := s.Lease(ctx, "id-nobody", cidr, gateway); api.KindOf(err) != api.KindNotFound {
+		t.Errorf("lease of a VM that is not there: %v", err)
+	}
+	must(t, s.InsertVM(ctx, vm("e")))
+	must(t, s.InsertVM(ctx, vm("f")))
+	must(t, s.InsertVM(ctx, vm("g")))
+	lease("e", "10.9.8.5")
+	lease("f", "10.9.8.6") // .7 is the broadcast address
+	if _, err := s.Lease(ctx, "id-g", cidr, gateway); api.KindOf(err) != api.KindConflict {
+		t.Errorf("lease in a full network: %v", err)
+	}
+	// Another network: a new lease, which frees the old one.
+	cidr, gateway = netip.MustParsePrefix("10.9.9.0/24"), netip.MustParseAddr("10.9.9.1")
+	lease("a", "10.9.9.2")
+	cidr, gateway = netip.MustParsePrefix("10.9.8.0/29"), netip.MustParseAddr("10.9.8.3")
+	lease("g", "10.9.8.1")
+	// Its address became the gateway's.
+	gateway = netip.MustParseAddr("10.9.8.1")
+	lease("g", "10.9.8.3")
+}
+
+// TestLeasesAtOnce: two VMs never get the same address.
+func TestLeasesAtOnce(t *testing.T) {
+	s := withContent(t)
+	names := []string{"a", "b", "c", "d", "e", "f", "g", "h"}
+	for _, name := range names {
+		must(t, s.InsertVM(t.Context(), vm(name)))
+	}
+	got := make(chan netip.Addr, len(names))
+	for _, name := range names {
+		go func() {
+			a, err := s.Lease(t.Context(), "id-"+name, netip.MustParsePrefix("172.16.0.0/24"), netip.MustParseAddr("172.16.0.1"))
+			if err != nil {
+				t.Error(err)
+			}
+			got <- a
+		}()
+	}
+	seen := map[netip.Addr]bool{}
+	for range names {
+		a := <-got
+		if seen[a] {
+			t.Errorf("%s was leased twice", a)
+		}
+		seen[a] = true
+	}
+}
