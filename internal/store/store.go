@@ -271,8 +271,8 @@ func (s *Store) damaged(cause error) error {
 		WithHint("restore it from a backup, or %s", s.startEmpty())
 }
 
-// startEmpty says how to go on without the database. What it does not name the daemon removes, disks of VMs too.
+// startEmpty says how to go on without the database. VMs that run then end, and what had data is set aside (vm.Recover).
 func (s *Store) startEmpty() string {
 	return fmt.Sprintf("to start with an empty one move it (and its -wal and -shm files) away; "+
-		"first save the disks of VMs that are in %s: those the database does not name are deleted", filepath.Join(filepath.Dir(s.path), "vms"))
+		"the VMs it knew then end, and their disks are kept in %s", filepath.Join(filepath.Dir(s.path), "lost"))
 }

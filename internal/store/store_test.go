@@ -295,7 +295,7 @@ func TestOpenRefuses(t *testing.T) {
 		t.Run(filepath.Base(tc.path), func(t *testing.T) {
 			wantKind(t, err, tc.kind, tc.text, tc.path)
 			if !strings.HasPrefix(filepath.Base(tc.path), "newer") {
-				wantKind(t, err, tc.kind, "first save the disks of VMs")
+				wantKind(t, err, tc.kind, "their disks are kept in "+filepath.Join(filepath.Dir(tc.path), "lost"))
 			}
 		})
 	}
