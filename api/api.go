@@ -2,7 +2,7 @@
 // clients and the daemon exchange as JSON over the daemon's unix socket. It
 // imports only the standard library, so that anything can import it.
 //
-// The files divide it by noun: vm.go, image.go (kernels too), operation.go,
+// The files divide it by noun: vm.go, ssh.go, image.go (kernels too), operation.go,
 // daemon.go, and error.go with the error kinds and their HTTP statuses.
 //
 // Routes, all under /v1 (apiserver/routes.go is the list that is served):
@@ -22,6 +22,9 @@
 //	POST   /v1/vms/{name}/workspace         PrepareWorkspace → 202 Operation (result: Workspace)
 //	GET    /v1/vms/{name}/exec              HTTP upgrade "banger-exec"; the stream is the exec
 //	                                        protocol of internal/guest/wire, spoken with the agent
+//	GET    /v1/vms/{name}/ssh-target        SSHTarget
+//	GET    /v1/vms/{name}/ssh               HTTP upgrade "banger-ssh"; the stream is that of the guest's
+//	                                        ssh server, which speaks first
 //	POST   /v1/vms/{name}/release           Release: the owner of a --rm VM is done with it
 //	GET    /v1/vms/{name}/logs?source=console|agent|vmm&follow=true   text/plain stream
 //	GET    /v1/images                       []Image

@@ -117,8 +117,8 @@ func (c *Client) handshake(ctx context.Context, conn net.Conn, path, protocol st
 	if err := req.Write(conn); err != nil {
 		return nil, c.transportError(ctx, err)
 	}
-	br := bufio.NewReader(conn)
-	resp, err := http.ReadResponse(br, req)
+	// Not a byte beyond the answer: the connection's descriptor may be handed on to ssh.
+	resp, err := http.ReadResponse(bufio.NewReader(byteReader{conn}), req)
 	if err != nil {
 		if errors.Is(err, io.ErrUnexpectedEOF) {
 			err = io.EOF
@@ -131,33 +131,10 @@ func (c *Client) handshake(ctx context.Context, conn net.Conn, path, protocol st
 	if resp.StatusCode != http.StatusSwitchingProtocols || !strings.EqualFold(resp.Header.Get("Upgrade"), protocol) {
 		return nil, api.Errorf(api.KindInternal, "the daemon answered %s with %s instead of the protocol %s", path, resp.Status, protocol)
 	}
-	if br.Buffered() == 0 {
-		return conn, nil
-	}
-	return &bufferedConn{UnixConn: conn.(*net.UnixConn), br: br}, nil
+	return conn, nil
 }
 
-// bufferedConn is a connection of which some bytes were read ahead.
-type bufferedConn struct {
-	*net.UnixConn
-	br *bufio.Reader
-}
+// byteReader reads one byte at a time, so that a bufio.Reader on it takes no more than it is asked for.
+type byteReader struct{ r io.Reader }
 
-func (b *bufferedConn) Read(p []byte) (int, error) {
-	if b.br.Buffered() > 0 {
-		return b.br.Read(p)
-	}
-	return b.UnixConn.Read(p)
-}
-
-// WriteTo keeps io.Copy from going past what was read ahead.
-func (b *bufferedConn) WriteTo(w io.Writer) (int64, error) {
-	n := int64(b.br.Buffered())
-	if n > 0 {
-		if _, err := io.CopyN(w, b.br, n); err != nil {
-			return 0, err
-		}
-	}
-	m, err := io.Copy(w, b.UnixConn)
-	return n + m, err
-}
+func (b byteReader) Read(p []byte) (int, error) { return b.r.Read(p[:min(1, len(p))]) }

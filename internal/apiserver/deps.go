@@ -24,6 +24,8 @@ type VMs interface {
 	Release(ctx context.Context, name string, owner api.Owner) error
 	PrepareWorkspace(ctx context.Context, name string, req api.PrepareWorkspace, rep progress.Reporter) (api.Workspace, error)
 	DialExec(ctx context.Context, name string) (net.Conn, error)
+	DialSSH(ctx context.Context, name string) (net.Conn, error)
+	SSHTarget(ctx context.Context, name string) (api.SSHTarget, error)
 	ExecOwnerGone(ctx context.Context, name, execID string) error
 	Logs(ctx context.Context, name, source string, follow bool, w io.Writer) error
 	Events(ctx context.Context, fn func(api.Event) error) error

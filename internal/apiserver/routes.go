@@ -65,6 +65,7 @@ func (s *Server) routes(mux *http.ServeMux) {
 	register(h, post, "/v1/vms/{name}/kill", accepted, "vm-kill", s.killVM)
 	register(h, del, "/v1/vms/{name}", accepted, "vm-delete", s.deleteVM)
 	register(h, post, "/v1/vms/{name}/workspace", accepted, "vm-workspace", s.prepareWorkspace)
+	register(h, get, "/v1/vms/{name}/ssh-target", ok, "vm-ssh-target", s.sshTarget)
 	register(h, post, "/v1/vms/{name}/release", accepted, "vm-release", s.releaseVM)
 
 	register(h, get, "/v1/images", ok, "image-list", s.listImages)
@@ -91,6 +92,7 @@ func (s *Server) streams(mux *http.ServeMux) {
 	mux.HandleFunc("GET /v1/events", s.events)
 	mux.HandleFunc("GET /v1/operations/{id}/events", s.operationEvents)
 	mux.HandleFunc("GET /v1/vms/{name}/exec", s.exec)
+	mux.HandleFunc("GET /v1/vms/{name}/ssh", s.ssh)
 	mux.HandleFunc("GET /v1/vms/{name}/logs", s.logs)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, r, api.Errorf(api.KindNotFound, "no route %s %s", r.Method, r.URL.Path))

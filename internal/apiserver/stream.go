@@ -106,58 +106,67 @@ func (f *flusher) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// exec joins a client with the exec port of a guest's agent. The daemon does not read what they say.
-// With ?id=<exec id> the process is hung up once the client process is gone.
+// exec joins a client with the exec port of a guest's agent. With ?id=<exec id> the process is hung up once the client
+// process is gone.
 func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
 	name, id := r.PathValue("name"), r.URL.Query().Get("id")
-	if r.Header.Get("Upgrade") != UpgradeExec {
-		writeError(w, r, api.Errorf(api.KindInvalid, "exec needs an upgrade to %q", UpgradeExec))
-		return
+	var gone func() bool
+	if id != "" {
+		var release func()
+		gone, release = s.watchPeer(r) // now, while the client waits for the answer
+		defer release()
 	}
-	guest, err := s.cfg.VMs.DialExec(r.Context(), name)
+	if s.joinGuest(w, r, UpgradeExec, s.cfg.VMs.DialExec) && gone != nil && gone() {
+		s.ownerGone(name, id)
+	}
+}
+
+// joinGuest makes a request a stream of the protocol, joins it with what dial connects to in the VM that the request names,
+// and returns true when both have ended; false where it did not come to that. The daemon does not read what they say.
+func (s *Server) joinGuest(w http.ResponseWriter, r *http.Request, protocol string, dial func(context.Context, string) (net.Conn, error)) bool {
+	if r.Header.Get("Upgrade") != protocol {
+		writeError(w, r, api.Errorf(api.KindInvalid, "%s needs an upgrade to %q", r.URL.Path, protocol))
+		return false
+	}
+	guest, err := dial(r.Context(), r.PathValue("name"))
 	if err != nil {
 		writeError(w, r, err)
-		return
+		return false
 	}
 	defer func() { _ = guest.Close() }()
 	client, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		writeError(w, r, fmt.Errorf("take over the connection: %w", err))
-		return
+		return false
 	}
-	defer s.onPeerExit(r, name, id)()
 	defer func() { _ = client.Close() }()
 	_, err = fmt.Fprintf(client, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n%s: %d\r\n\r\n",
-		UpgradeExec, api.HeaderAPIVersion, api.Version)
+		protocol, api.HeaderAPIVersion, api.Version)
 	if err != nil {
-		return
+		return true
 	}
 	if n := buffered.Reader.Buffered(); n > 0 {
 		head, _ := buffered.Reader.Peek(n)
 		if _, err := guest.Write(head); err != nil {
-			return
+			return true
 		}
 	}
 	join(client, guest)
+	return true
 }
 
-// onPeerExit returns what, called at the end of an exec stream, hangs the process up if its client has exited.
-func (s *Server) onPeerExit(r *http.Request, name, id string) func() {
+// watchPeer returns what tells, called at the end of a stream, whether the client process has exited; nil where it is not known.
+func (s *Server) watchPeer(r *http.Request) (gone func() bool, release func()) {
 	peer, ok := r.Context().Value(PeerKey{}).(Peer)
-	if !ok || id == "" {
-		return func() {}
+	if !ok {
+		return nil, func() {}
 	}
-	fd, err := unix.PidfdOpen(peer.PID, 0) // now, while the client waits for the answer
+	fd, err := unix.PidfdOpen(peer.PID, 0)
 	if err != nil {
 		s.cfg.Log.Warn("watch the client", "pid", peer.PID, "err", err)
-		return func() {}
+		return nil, func() {}
 	}
-	return func() {
-		defer func() { _ = unix.Close(fd) }()
-		if exited(fd, ownerGrace) {
-			s.ownerGone(name, id)
-		}
-	}
+	return func() bool { return exited(fd, ownerGrace) }, func() { _ = unix.Close(fd) }
 }
 
 func (s *Server) ownerGone(name, id string) {

@@ -22,7 +22,7 @@ type key struct {
 func keys() []key {
 	return []key{
 		text("default_image_name", func(c *Config) *string { return &c.DefaultImageName }, checkImageName),
-		later(hostFile("ssh_key_path", func(c *Config) *string { return &c.SSHKeyPath })),
+		hostFile("ssh_key_path", func(c *Config) *string { return &c.SSHKeyPath }),
 		later(hostFile("firecracker_bin", func(c *Config) *string { return &c.FirecrackerBin })),
 		hostFile("qemu_bin", func(c *Config) *string { return &c.QEMUBin }),
 		later(text("web_listen_addr", func(c *Config) *string { return &c.WebListenAddr }, checkListenAddr)),

@@ -29,6 +29,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/disk"
 	"git.thaloco.com/thaloco/banger/internal/operation"
 	"git.thaloco.com/thaloco/banger/internal/paths"
+	"git.thaloco.com/thaloco/banger/internal/sshkeys"
 	"git.thaloco.com/thaloco/banger/internal/store"
 	"git.thaloco.com/thaloco/banger/internal/vm"
 	"git.thaloco.com/thaloco/banger/internal/workspace"
@@ -141,7 +142,8 @@ func (d *Daemon) wire() error {
 		Defaults: vm.Defaults{Image: d.settings.DefaultImageName, CPUs: d.settings.CPUs,
 			MemoryBytes: defMem, DiskBytes: defDisk},
 		Paths: d.cfg.Paths, Log: d.log,
-		Host: vm.Host{CPUs: runtime.NumCPU(), MemoryBytes: mem, Home: d.cfg.Getenv("HOME"), OwnerGone: ownerGone, Now: time.Now}})
+		Host: vm.Host{CPUs: runtime.NumCPU(), MemoryBytes: mem, Home: d.cfg.Getenv("HOME"), OwnerGone: ownerGone, Now: time.Now,
+			SSHKey: func() (sshkeys.UserKey, error) { return sshkeys.User(d.settings.SSHKeyPath, d.cfg.Paths.SSHKey()) }}})
 	return nil
 }
 

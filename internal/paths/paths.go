@@ -53,6 +53,15 @@ func FromEnv(getenv func(string) string) (Paths, error) {
 // ConfigFile is the configuration.
 func (p Paths) ConfigFile() string { return filepath.Join(p.Config, "config.toml") }
 
+// SSHKey is banger's own key for ssh, its public half beside it with .pub.
+func (p Paths) SSHKey() string { return filepath.Join(p.Config, "ssh", "id_ed25519") }
+
+// SSHConfig is what ~/.ssh/config includes.
+func (p Paths) SSHConfig() string { return filepath.Join(p.Config, "ssh", "config") }
+
+// KnownHosts has the host keys of all VMs, for OpenSSH.
+func (p Paths) KnownHosts() string { return filepath.Join(p.State, "known_hosts") }
+
 // Images holds immutable content, as Kernels and Agents do: a directory per digest ("sha256-<hex>").
 func (p Paths) Images() string { return filepath.Join(p.Data, "images") }
 

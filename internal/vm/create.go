@@ -191,6 +191,9 @@ func (s *Service) make(ctx context.Context, req api.CreateVM, rep progress.Repor
 	rec := store.VM{ID: newID(), State: api.StateCreating, Image: img.Name, ImageDigest: img.Digest,
 		Kernel: krn.Name, KernelDigest: krn.Digest, CPUs: size.cpus, MemoryBytes: size.memory, DiskBytes: size.disk,
 		Env: req.Env, RemoveOnExit: req.RemoveOnExit, Owner: req.Owner, MachineID: newID(), CreatedAt: s.cfg.Host.Now()}
+	if err := giveHostKey(&rec); err != nil {
+		return rec, err
+	}
 	u := undo{}
 	if err := s.insert(ctx, &rec, req.Name); err != nil {
 		return rec, err
@@ -208,6 +211,7 @@ func (s *Service) make(ctx context.Context, req api.CreateVM, rep progress.Repor
 	if err != nil {
 		return rec, u.run(ctx, err)
 	}
+	s.syncKnownHosts(ctx)
 	s.cfg.Log.Info("vm created", "vm", rec.Name, "id", rec.ID, "image", rec.ImageDigest, "kernel", rec.KernelDigest)
 	return made, nil
 }

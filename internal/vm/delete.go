@@ -63,6 +63,7 @@ func (s *Service) remove(ctx context.Context, rec store.VM) error {
 	if err := s.cfg.Records.DeleteVM(ctx, rec.ID); err != nil {
 		return err
 	}
+	s.syncKnownHosts(ctx)
 	s.cfg.Log.Info("vm deleted", "vm", rec.Name, "id", rec.ID)
 	s.emit("vm.deleted", rec.Name, "")
 	return nil

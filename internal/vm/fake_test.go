@@ -19,6 +19,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/progress"
+	"git.thaloco.com/thaloco/banger/internal/sshkeys"
 	"git.thaloco.com/thaloco/banger/internal/store"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 	"git.thaloco.com/thaloco/banger/internal/vmm/probe"
@@ -275,7 +276,7 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	dir := t.TempDir()
 	w := &world{t: t, engine: &fakeEngine{}, owners: map[int]chan struct{}{},
-		paths: paths.Paths{State: filepath.Join(dir, "state"), Data: filepath.Join(dir, "data"), Cache: dir}}
+		paths: paths.Paths{Config: filepath.Join(dir, "config"), State: filepath.Join(dir, "state"), Data: filepath.Join(dir, "data"), Cache: dir}}
 	if err := os.MkdirAll(w.paths.VMs(), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -302,7 +303,7 @@ func (w *world) service() *Service {
 				w.owners[o.PID] = make(chan struct{})
 			}
 			return w.owners[o.PID]
-		}}})
+		}, SSHKey: func() (sshkeys.UserKey, error) { return sshkeys.User("", w.paths.SSHKey()) }}})
 }
 
 // restart is a daemon that was killed and started again.

@@ -48,7 +48,12 @@ func (s *Service) DialExec(ctx context.Context, nameOrID string) (net.Conn, erro
 	if err != nil {
 		return nil, err
 	}
-	conn, err := l.machine.Dial(ctx, wire.PortExec)
+	return dialGuest(ctx, l, rec, wire.PortExec)
+}
+
+// dialGuest connects to a port of a VM's agent.
+func dialGuest(ctx context.Context, l *live, rec store.VM, port uint32) (net.Conn, error) {
+	conn, err := l.machine.Dial(ctx, port)
 	if err != nil {
 		return nil, api.Errorf(api.KindGuest, "connect to the agent of vm %q: %w", rec.Name, err).
 			WithHint("banger vm logs --source vmm %s may say why", rec.Name)

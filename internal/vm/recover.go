@@ -30,6 +30,7 @@ func (s *Service) Recover(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("recover vm %q: %w", rec.Name, err))
 		}
 	}
+	s.syncKnownHosts(ctx)
 	return errors.Join(append(errs, s.sweep(ctx, known))...)
 }
 

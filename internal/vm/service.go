@@ -4,7 +4,8 @@
 //
 // The files: states.go has the table of states, create.go, start.go, stop.go
 // and delete.go a verb each, watch.go follows running VMs, recover.go is the start
-// after a stop or a crash, guest.go what goes on inside a running VM.
+// after a stop or a crash, guest.go what goes on inside a running VM,
+// ssh.go how ssh gets there.
 package vm
 
 import (
@@ -22,6 +23,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/disk"
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/progress"
+	"git.thaloco.com/thaloco/banger/internal/sshkeys"
 	"git.thaloco.com/thaloco/banger/internal/store"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 )
@@ -47,7 +49,9 @@ type Host struct {
 	// OwnerGone returns a channel that is closed when the process has ended; it is closed
 	// already where the process is not there.
 	OwnerGone func(ctx context.Context, o api.Owner) <-chan struct{}
-	Now       func() time.Time
+	// SSHKey is the key that VMs let their user in with; it is asked for whenever it is needed.
+	SSHKey func() (sshkeys.UserKey, error)
+	Now    func() time.Time
 }
 
 // Service owns all VMs of one daemon.
@@ -62,6 +66,8 @@ type Service struct {
 	locks map[string]chan struct{}
 	live  map[string]*live
 	subs  map[chan api.Event]struct{}
+
+	knownHosts sync.Mutex // held while the file of known hosts is brought up to date
 }
 
 // live is a VM whose engine runs it.

@@ -140,6 +140,10 @@ func (s *Service) spec(ctx context.Context, rec store.VM) (vmm.Spec, error) {
 	if err != nil {
 		return vmm.Spec{}, err
 	}
+	user, err := s.sshKeys(ctx, &rec)
+	if err != nil {
+		return vmm.Spec{}, err
+	}
 	cpus, deadline, emulated := rec.CPUs, bootDeadlineKVM, eng.Accel == probe.TCG
 	if emulated {
 		deadline = bootDeadlineTCG
@@ -155,7 +159,8 @@ func (s *Service) spec(ctx context.Context, rec store.VM) (vmm.Spec, error) {
 			{ID: wire.DriveModules, Path: krn.ModulesDrive, ReadOnly: true},
 		},
 		Identity: wire.Identity{VM: rec.ID, Hostname: rec.Name, MachineID: rec.MachineID, Env: append(append([]string{}, img.Env...), rec.Env...),
-			WorkDir: img.WorkDir, User: img.User, DataBytes: rec.DiskBytes},
+			WorkDir: img.WorkDir, User: img.User, DataBytes: rec.DiskBytes,
+			AuthorizedKeys: []string{user.Public}, SSHHostKey: rec.SSHHostKey},
 		BootDeadline: deadline, Unsafe: rec.RemoveOnExit}, nil
 }
 
