@@ -168,7 +168,7 @@ func TestUpdateVM(t *testing.T) {
 	if err == nil {
 		t.Error("the id could be changed")
 	}
-	if after, err := s.VM(ctx, "id-a"); err != nil || !cmp.Equal(after, stored) {
+	if after, err := s.VM(ctx, "id-a"); err != nil || !cmp.Equal(after, stored, byValue) {
 		t.Errorf("a failed update changed the record: %v, %v", after, err)
 	}
 }
