@@ -112,6 +112,7 @@ func (d *Daemon) serve(ctx context.Context) error {
 	d.sweep(ctx)
 	ln, err := listen(d.cfg.Paths.Socket(), d.log)
 	if err != nil {
+		d.vms.Close() // before the database they record in
 		return err
 	}
 	d.log.Info("daemon started", "pid", os.Getpid(), "version", buildinfo.Version, "socket", d.cfg.Paths.Socket())
@@ -171,13 +172,14 @@ func (d *Daemon) serveHTTP(ctx context.Context, ln net.Listener) error {
 	}
 	failed := make(chan error, 1)
 	go func() { failed <- srv.Serve(ln) }()
+	var err error
 	select {
-	case err := <-failed:
-		return fmt.Errorf("serve: %w", err)
+	case err = <-failed:
+		err = fmt.Errorf("serve: %w", err)
 	case <-ctx.Done():
 	case <-d.stopping:
 	}
-	return d.shutdown(ctx, srv)
+	return errors.Join(err, d.shutdown(ctx, srv))
 }
 
 // shutdown ends operations, streams and the watching of VMs; the VMs go on.

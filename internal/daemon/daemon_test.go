@@ -13,7 +13,11 @@ import (
 	"time"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/config"
 	"git.thaloco.com/thaloco/banger/internal/hostproc"
+	"git.thaloco.com/thaloco/banger/internal/paths"
+	"git.thaloco.com/thaloco/banger/internal/progress"
+	"git.thaloco.com/thaloco/banger/internal/store"
 )
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
@@ -162,5 +166,41 @@ func TestAgentIsMissing(t *testing.T) {
 	_, err := a.Archive(t.Context())
 	if api.KindOf(err) != api.KindUnavailable || !strings.Contains(api.AsError(err).Hint, agentBinary) {
 		t.Errorf("err = %v", err)
+	}
+}
+
+// TestServeFails: where the socket breaks, what runs is ended and recorded before the database is closed.
+func TestServeFails(t *testing.T) {
+	dir := t.TempDir()
+	p := paths.Paths{Config: dir, State: filepath.Join(dir, "state"), Data: filepath.Join(dir, "data"), Cache: filepath.Join(dir, "cache"), Runtime: dir}
+	db, err := store.Open(t.Context(), p.Database())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	d := &Daemon{cfg: Config{Paths: p, Exe: filepath.Join(dir, "bangerd"), Getenv: func(string) string { return "" }},
+		settings: config.Default(), log: quiet(), db: db, stopping: make(chan struct{})}
+	if err := d.wire(); err != nil {
+		t.Fatal(err)
+	}
+	op, err := d.ops.Start(t.Context(), "test", "x", func(ctx context.Context, _ progress.Reporter) (any, error) {
+		<-ctx.Done()
+		return nil, context.Cause(ctx)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := listen(p.Socket(), quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ln.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.serveHTTP(t.Context(), ln); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("err = %v", err)
+	}
+	if op, err = db.Operation(t.Context(), op.ID); err != nil || op.State != api.OperationCancelled {
+		t.Errorf("the operation is %+v, %v", op, err)
 	}
 }
