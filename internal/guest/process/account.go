@@ -22,6 +22,39 @@ type account struct {
 	shell    string
 }
 
+// loginShell is the user's shell, /bin/sh where that is not there.
+func (a account) loginShell() string {
+	if _, err := os.Stat(a.shell); err != nil || !filepath.IsAbs(a.shell) {
+		return "/bin/sh"
+	}
+	return a.shell
+}
+
+// Account is a user of the guest.
+type Account struct {
+	Name     string
+	UID, GID uint32
+	Groups   []uint32 // supplementary, without GID
+	Home     string
+	Shell    string // a file that is there
+}
+
+// Account returns the user with exactly that name; a number is none. Root needs no entry. The error is a *wire.ExecError.
+func (m *Manager) Account(name string) (Account, error) {
+	entry, found, err := passwdEntry(filepath.Join(m.cfg.EtcDir, "passwd"), name)
+	switch {
+	case err != nil:
+		return Account{}, wire.ExecErrorf(wire.ExecBadUser, "look up user %q: %v", name, err)
+	case found && entry.name != name, !found && name != "root", strings.ContainsRune(name, ':'):
+		return Account{}, wire.ExecErrorf(wire.ExecBadUser, "no user %q in the guest", name)
+	}
+	a, xerr := lookupAccount(m.cfg.EtcDir, name)
+	if xerr != nil {
+		return Account{}, xerr
+	}
+	return Account{Name: a.name, UID: a.uid, GID: a.gid, Groups: a.groups, Home: a.home, Shell: a.loginShell()}, nil
+}
+
 // lookupAccount finds a user of the guest by name or uid, with an optional ":group"; empty is the user the
 // agent runs as. A uid without an entry is fine, a name is not. Root needs no entry at all.
 func lookupAccount(etc, spec string) (account, *wire.ExecError) {

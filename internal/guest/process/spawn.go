@@ -25,7 +25,7 @@ func openStdio(req *wire.ExecStart, user account) (*stdio, error) {
 	var err error
 	switch {
 	case req.PTY:
-		err = s.openPTY(req.Rows, req.Cols, user)
+		err = s.openPTY(req, user)
 	case req.NoStdin || req.Detach:
 		s.child[0], err = unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	default:
@@ -60,7 +60,7 @@ func openPipe(ours int) (child int, parent *os.File, err error) {
 }
 
 // openPTY opens a terminal. It does not use a path for the child's end, so that it works in any mount namespace.
-func (s *stdio) openPTY(rows, cols uint16, user account) error {
+func (s *stdio) openPTY(req *wire.ExecStart, user account) error {
 	master, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: "/dev/ptmx", Err: err}
@@ -75,19 +75,20 @@ func (s *stdio) openPTY(rows, cols uint16, user account) error {
 	if errno != 0 {
 		return os.NewSyscallError("open terminal", errno)
 	}
-	return s.setUpPTY(master, int(slave), rows, cols, user)
+	return s.setUpPTY(master, int(slave), req, user)
 }
 
 // setUpPTY gives the child's end of a terminal its size, mode and owner.
-func (s *stdio) setUpPTY(master, slave int, rows, cols uint16, user account) error {
+func (s *stdio) setUpPTY(master, slave int, req *wire.ExecStart, user account) error {
 	s.child = [3]int{slave, slave, slave}
-	if rows > 0 && cols > 0 {
-		if err := unix.IoctlSetWinsize(master, unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols}); err != nil {
+	if req.Rows > 0 && req.Cols > 0 {
+		if err := unix.IoctlSetWinsize(master, unix.TIOCSWINSZ, &unix.Winsize{Row: req.Rows, Col: req.Cols}); err != nil {
 			return os.NewSyscallError("set terminal size", err)
 		}
 	}
 	if t, err := unix.IoctlGetTermios(slave, unix.TCGETS); err == nil {
 		t.Iflag |= unix.IUTF8
+		applyModes(t, req.Modes)
 		_ = unix.IoctlSetTermios(slave, unix.TCSETS, t)
 	}
 	if int(user.uid) != os.Geteuid() {

@@ -75,6 +75,9 @@ func validate(req *wire.ExecStart) *wire.ExecError {
 	if len(req.Argv) > 0 && req.Argv[0] == "" {
 		return wire.ExecErrorf(wire.ExecInvalid, "the command is empty")
 	}
+	if len(req.Modes) > wire.MaxModes {
+		return wire.ExecErrorf(wire.ExecInvalid, "terminal modes of %d bytes", len(req.Modes))
+	}
 	for _, s := range slices.Concat(req.Argv, req.Env, []string{req.Dir}) {
 		if strings.ContainsRune(s, 0) {
 			return wire.ExecErrorf(wire.ExecInvalid, "%q contains a NUL", s)
@@ -129,12 +132,9 @@ func (m *Manager) resolve(req *wire.ExecStart) (*command, *wire.ExecError) {
 	return cmd, cmd.search(env.get("PATH"))
 }
 
-// loginShell makes cmd the login shell of its user, /bin/sh where that is not there.
+// loginShell makes cmd the login shell of its user.
 func (c *command) loginShell() {
-	shell := c.user.shell
-	if _, err := os.Stat(shell); err != nil || !path.IsAbs(shell) {
-		shell = "/bin/sh"
-	}
+	shell := c.user.loginShell()
 	c.files, c.argv = []string{shell}, []string{"-" + path.Base(shell)}
 }
 
