@@ -65,6 +65,7 @@ type Server struct {
 	cfg      Config
 	resolvs  resolvers
 	names    names
+	within   time.Duration  // answersWithin
 	mu       sync.Mutex     // guards what follows
 	inFlight map[string]int // questions that wait, by VM; no entry for 0
 	total    int
@@ -88,6 +89,7 @@ func New(cfg Config) *Server {
 	return &Server{
 		cfg:      cfg,
 		resolvs:  resolvers{fixed: cfg.Upstreams, path: cfg.ResolvConf, now: cfg.Now},
+		within:   answersWithin,
 		inFlight: map[string]int{},
 	}
 }

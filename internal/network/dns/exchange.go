@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// answersWithin is how long one resolver may take, by UDP and by TCP each; askAgain is when a datagram is repeated.
-	answersWithin, askAgain = 2 * time.Second, time.Second
+	// answersWithin is how long one resolver may take, by UDP and by TCP each; after half of it a datagram is repeated.
+	answersWithin = 2 * time.Second
 	// maxDatagram is the greatest answer by UDP that is read; a larger one counts as cut short.
 	maxDatagram = 4096
 	// truncated is the bit TC in the third byte of a message.
@@ -97,7 +97,7 @@ func (q *query) whole(answer []byte) []byte {
 // maxDatagram bytes has maxDatagram+1 of them, and TC set.
 func (s *Server) exchange(ctx context.Context, network string, up netip.AddrPort, q *query, raw []byte) ([]byte, error) {
 	parent := ctx
-	ctx, cancel := context.WithTimeout(ctx, answersWithin)
+	ctx, cancel := context.WithTimeout(ctx, s.within)
 	defer cancel()
 	conn, err := s.cfg.Dial(ctx, network, up)
 	if err != nil {
@@ -105,7 +105,7 @@ func (s *Server) exchange(ctx context.Context, network string, up netip.AddrPort
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	x := exchange{Conn: conn, q: q, id: uint16(rand.Uint32()), until: time.Now().Add(answersWithin)}
+	x := exchange{Conn: conn, q: q, id: uint16(rand.Uint32()), until: time.Now().Add(s.within), within: s.within}
 	msg := append([]byte(nil), raw...)
 	binary.BigEndian.PutUint16(msg, x.id)
 	var answer []byte
@@ -129,15 +129,17 @@ func (s *Server) exchange(ctx context.Context, network string, up netip.AddrPort
 // exchange is one question to one resolver.
 type exchange struct {
 	net.Conn
-	q     *query
-	id    uint16
-	until time.Time // the wall clock's, as deadlines of connections are
+	q  *query
+	id uint16
+	// until is when it must be over, by the wall clock as deadlines of connections are, and within how long that was.
+	until  time.Time
+	within time.Duration
 }
 
 // datagrams asks by UDP, twice where nothing comes. What is no answer to the question is left lying: anybody
 // may send datagrams.
 func (x exchange) datagrams(msg []byte) ([]byte, error) {
-	again := x.until.Add(askAgain - answersWithin)
+	again := x.until.Add(-x.within / 2)
 	if _, err := x.Write(msg); err != nil {
 		return nil, err
 	}

@@ -40,7 +40,7 @@ func readQuery(raw []byte, udp bool) (q *query, reply []byte) {
 		return nil, bare(raw, dns.RcodeFormatError)
 	}
 	m := new(dns.Msg)
-	if err := m.Unpack(raw); err != nil || len(m.Question) != 1 {
+	if err := m.Unpack(raw); err != nil || len(m.Question) != 1 || uint64(len(m.Extra)) != counts&0xffff {
 		return nil, bare(raw, dns.RcodeFormatError)
 	}
 	q = &query{Question: m.Question[0], raw: raw, msg: m, udp: udp, limit: dns.MaxMsgSize}
