@@ -41,6 +41,7 @@ type agent struct {
 	call     *caller
 	procs    *process.Manager
 	apiConns chan net.Conn
+	ssh      sshServer
 	welcomed chan struct{} // closed after the first welcome: clock and entropy are the host's
 	ending   sync.Mutex    // held by the one who ends the machine
 
@@ -167,7 +168,7 @@ func (a *agent) useLink(ctx context.Context) func(link) {
 
 // serve takes a stream of the host.
 func (a *agent) serve(ctx context.Context, port uint32, conn net.Conn) bool {
-	if port != wire.PortAPI && port != wire.PortExec {
+	if port != wire.PortAPI && port != wire.PortExec && port != wire.PortSSH {
 		return false
 	}
 	select {
@@ -175,9 +176,12 @@ func (a *agent) serve(ctx context.Context, port uint32, conn net.Conn) bool {
 	case <-time.After(welcomeTimeout):
 		return false
 	}
-	if port == wire.PortAPI {
+	switch port {
+	case wire.PortAPI:
 		a.apiConns <- conn
 		return true
+	case wire.PortSSH:
+		return a.serveSSH(ctx, conn)
 	}
 	go func() {
 		if err := a.procs.Serve(ctx, conn); err != nil {
@@ -219,6 +223,7 @@ func (a *agent) settle(ctx context.Context) {
 		a.log.Warn("loading modules", "error", err)
 	}
 	go a.growToIdentity()
+	defer func() { go a.keepSSHPort(ctx) }() // an ssh server of the image has had its chance
 	if a.init != initSystemd {
 		return
 	}

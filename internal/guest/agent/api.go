@@ -34,6 +34,9 @@ func (a *agent) setIdentity(_ context.Context, id wire.Identity) error {
 	a.mu.Lock()
 	a.id = id
 	a.mu.Unlock()
+	if err := a.renewSSH(); err != nil {
+		a.log.Error("the ssh server keeps its keys", "error", err)
+	}
 	return setIdentity(id)
 }
 

@@ -4,14 +4,15 @@
 //     and becomes the image's init, or, where there is none, a minimal one;
 //   - the agent, a process of its own named "@banger-agent" so that systemd's last kill spares it: it calls
 //     the supervisor, runs commands, serves the API, and ends the guest;
+//   - the sftp server, which runs as whoever has logged in by ssh;
 //   - modprobe, which the kernel runs to load modules (images need no kmod);
 //   - the shutdown hook, to which systemd hands PID 1 at the end.
 //
 // The image is never modified: what is changed lies on the VM's data drive or under /run.
 //
-// main.go chooses among the four. boot.go is PID 1 in order, with root.go (mounts), drives.go,
+// main.go chooses among them. boot.go is PID 1 in order, with root.go (mounts), drives.go,
 // modules.go, seed.go (a new data drive), identity.go (names), units.go (systemd) and initproc.go (which
-// init, and the minimal one). agent.go is the agent, with transport.go, call.go, api.go, grow.go, clock.go and log.go.
+// init, and the minimal one). agent.go is the agent, with transport.go, call.go, api.go, ssh.go, grow.go, clock.go and log.go.
 // control.go is how PID 1 tells the agent that the guest ends, end.go is the end itself, hook.go the
 // shutdown hook, modprobe.go modprobe.
 package agent
@@ -33,6 +34,7 @@ const (
 	roleAgent    role = "agent"
 	roleModprobe role = "modprobe"
 	roleHook     role = "hook"
+	roleSFTP     role = "sftp-server"
 	roleUsage    role = "usage"
 )
 
@@ -52,6 +54,8 @@ func chooseRole(args []string, pid int) role {
 		return roleAgent
 	case name == "modprobe":
 		return roleModprobe
+	case len(args) == 2 && args[1] == sftpArg:
+		return roleSFTP
 	}
 	return roleUsage
 }
@@ -65,6 +69,8 @@ func Main(args []string, pid int) int {
 		return agentMain()
 	case roleModprobe:
 		return modprobeMain(args[1:])
+	case roleSFTP:
+		return sftpMain()
 	case roleHook:
 		return hookMain(args[1])
 	default:

@@ -107,7 +107,7 @@ type vsockLink struct {
 // newVsockLink listens at once, so that the host finds the ports when the call has come.
 func newVsockLink() (*vsockLink, error) {
 	l := &vsockLink{done: make(chan struct{})}
-	for _, port := range []uint32{wire.PortAPI, wire.PortExec} {
+	for _, port := range []uint32{wire.PortAPI, wire.PortExec, wire.PortSSH} {
 		li, err := vsock.ListenContextID(vsockAny, port, nil)
 		if err != nil {
 			return nil, fmt.Errorf("listen on vsock port %d: %w", port, err)

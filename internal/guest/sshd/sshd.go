@@ -24,6 +24,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -71,8 +72,7 @@ var errTooMany = errors.New("too many ssh connections")
 type Server struct {
 	cfg    Config
 	log    *slog.Logger
-	ssh    *ssh.ServerConfig
-	keys   map[string]bool // authorized, by their wire format
+	ssh    atomic.Pointer[ssh.ServerConfig]
 	slots  chan struct{}   // one for each connection
 	logins chan struct{}   // one for each client of a listener that is about to log in
 }
@@ -85,16 +85,25 @@ func New(cfg Config) (*Server, error) {
 	l.Connections = cmp.Or(l.Connections, 128)
 	l.Channels = cmp.Or(l.Channels, 128)
 	l.Forwards = cmp.Or(l.Forwards, 64)
-	s := &Server{cfg: cfg, log: cfg.Log, keys: map[string]bool{},
+	s := &Server{cfg: cfg, log: cfg.Log,
 		slots: make(chan struct{}, l.Connections), logins: make(chan struct{}, l.Handshaking)}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	host, err := ssh.ParsePrivateKey([]byte(cfg.HostKey))
-	if err != nil {
-		return nil, fmt.Errorf("read the ssh host key: %w", err)
+	if err := s.SetKeys(cfg.HostKey, cfg.AuthorizedKeys); err != nil {
+		return nil, err
 	}
-	for _, line := range cfg.AuthorizedKeys {
+	return s, nil
+}
+
+// SetKeys makes both keys those of Config for every connection from now on. The error says that the host key is none.
+func (s *Server) SetKeys(hostKey string, authorized []string) error {
+	host, err := ssh.ParsePrivateKey([]byte(hostKey))
+	if err != nil {
+		return fmt.Errorf("read the ssh host key: %w", err)
+	}
+	keys := map[string]bool{} // by their wire format
+	for _, line := range authorized {
 		key, _, options, _, err := ssh.ParseAuthorizedKey([]byte(line))
 		if err == nil && len(options) > 0 {
 			err = errors.New("options are not known here")
@@ -103,13 +112,24 @@ func New(cfg Config) (*Server, error) {
 			s.log.Warn("an authorized ssh key is left out", "error", err)
 			continue
 		}
-		s.keys[string(key.Marshal())] = true
+		keys[string(key.Marshal())] = true
 	}
-	s.ssh = &ssh.ServerConfig{
-		ServerVersion: greeting(cfg.Version), MaxAuthTries: maxAuthTries, PublicKeyCallback: s.authorize,
+	conf := &ssh.ServerConfig{
+		ServerVersion: greeting(s.cfg.Version), MaxAuthTries: maxAuthTries,
+		PublicKeyCallback: func(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
+			if !keys[string(key.Marshal())] {
+				return nil, errors.New("the key is not authorized")
+			}
+			user, err := s.cfg.Processes.Account(meta.User())
+			if err != nil {
+				return nil, err
+			}
+			return &ssh.Permissions{ExtraData: map[any]any{userKey{}: user}}, nil
+		},
 	}
-	s.ssh.AddHostKey(host)
-	return s, nil
+	conf.AddHostKey(host)
+	s.ssh.Store(conf)
+	return nil
 }
 
 // greeting is the version string of the protocol. The software's version may hold no space and no hyphen.
@@ -126,18 +146,6 @@ func greeting(version string) string {
 
 // userKey is where Permissions keep the process.Account that logged in.
 type userKey struct{}
-
-// authorize tells whether a key may log in as a user.
-func (s *Server) authorize(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
-	if !s.keys[string(key.Marshal())] {
-		return nil, errors.New("the key is not authorized")
-	}
-	user, err := s.cfg.Processes.Account(meta.User())
-	if err != nil {
-		return nil, err
-	}
-	return &ssh.Permissions{ExtraData: map[any]any{userKey{}: user}}, nil
-}
 
 // Serve serves one connection until it ends, or ctx does, and closes it. All it had is gone when Serve returns. The error
 // says why a client could not log in.
@@ -200,7 +208,7 @@ func (s *Server) serve(ctx context.Context, nc net.Conn, loggedIn func()) error 
 	defer stop()
 
 	_ = nc.SetDeadline(time.Now().Add(s.cfg.Limits.Handshake))
-	sc, channels, requests, err := ssh.NewServerConn(nc, s.ssh)
+	sc, channels, requests, err := ssh.NewServerConn(nc, s.ssh.Load())
 	if err != nil {
 		return err
 	}
