@@ -1,0 +1,230 @@
+package user
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+
+	"git.thaloco.com/thaloco/banger/internal/guest/wire"
+	"git.thaloco.com/thaloco/banger/internal/network/egress"
+)
+
+// Port is where a VM is attached to the network.
+type Port struct {
+	net  *Network
+	vm   VM
+	mac  [6]byte
+	ip4  [4]byte
+	link Link
+	out  *queue
+	tcp  *tcp.Forwarder
+	udp  udpTable
+	ping pingTable
+	// dns has a token for each question being answered, dnsConns one for each DNS connection.
+	dns, dnsConns chan struct{}
+
+	ctx    context.Context // ends with the port
+	cancel context.CancelFunc
+	ended  sync.Once
+	done   chan struct{}
+
+	mu     sync.Mutex
+	closed bool                 // guarded by mu
+	flows  map[aborter]struct{} // guarded by mu: TCP connections
+	c      counters
+}
+
+// aborter is a connection that can be reset.
+type aborter interface{ abort() }
+
+type counters struct {
+	framesIn, bytesIn, framesOut, bytesOut, invalid, overrun, flows, refused atomic.Uint64
+}
+
+// handOver is the size in bytes from which a frame keeps the buffer it was read into; smaller ones are copied, so that
+// they do not hold a buffer of 64 KiB while they wait.
+const handOver = 24 << 10
+
+func newPort(n *Network, vm VM, link Link) *Port {
+	p := &Port{
+		net: n, vm: vm, mac: [6]byte(vm.MAC), ip4: vm.Addr.As4(), link: link, out: newQueue(), done: make(chan struct{}),
+		dns: make(chan struct{}, maxDNS), dnsConns: make(chan struct{}, maxDNSConns), flows: map[aborter]struct{}{},
+	}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	p.tcp = tcp.NewForwarder(n.stack.stack, 0, n.sockets.share(maxHalfOpen), p.forwardTCP)
+	p.udp.flows, p.ping.flows = map[udpKey]*udpFlow{}, map[pingKey]*pingFlow{}
+	return p
+}
+
+func (p *Port) start() {
+	go p.read()
+	go p.write()
+}
+
+// Done is closed once the VM is detached: its link ended, or Close was called.
+func (p *Port) Done() <-chan struct{} { return p.done }
+
+// Close detaches the VM, resets its connections and closes its link. It may be called twice.
+func (p *Port) Close() {
+	p.ended.Do(func() {
+		p.net.remove(p)
+		p.cancel()
+		_ = p.link.Close() // its reader and writer are told by that; there is nobody to tell more to
+		p.out.close()
+		p.mu.Lock()
+		p.closed = true
+		flows := p.flows
+		p.flows = nil
+		p.mu.Unlock()
+		for f := range flows {
+			f.abort()
+		}
+		p.udp.close()
+		p.ping.close()
+		close(p.done)
+	})
+	<-p.done
+}
+
+// Stats returns the port's counters.
+func (p *Port) Stats() Stats {
+	p.mu.Lock()
+	open := len(p.flows)
+	p.mu.Unlock()
+	return Stats{
+		FramesFromGuest: p.c.framesIn.Load(), BytesFromGuest: p.c.bytesIn.Load(),
+		FramesToGuest: p.c.framesOut.Load(), BytesToGuest: p.c.bytesOut.Load(),
+		Invalid: p.c.invalid.Load(), Overrun: p.c.overrun.Load(), Flows: p.c.flows.Load(), Refused: p.c.refused.Load(),
+		OpenTCP: open, OpenUDP: p.udp.open(),
+	}
+}
+
+// read hands the guest's frames to the switch until the link ends.
+func (p *Port) read() {
+	defer p.Close()
+	view := buffer.NewViewSize(wire.MaxEthernet)
+	defer func() { view.Release() }()
+	for {
+		n, err := p.link.ReadFrame(view.AsSlice())
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				p.net.log.Debug("link of a vm ended", "vm", p.vm.ID, "error", err)
+			}
+			return
+		}
+		if n < 0 || n > view.Size() {
+			return // not a Link
+		}
+		p.c.framesIn.Add(1)
+		p.c.bytesIn.Add(uint64(n))
+		if n < handOver {
+			p.receive(view.AsSlice()[:n], nil)
+			continue
+		}
+		whole := view
+		view = buffer.NewViewSize(wire.MaxEthernet)
+		whole.CapLength(n)
+		p.receive(whole.AsSlice(), whole)
+	}
+}
+
+// write sends the guest what waits for it.
+func (p *Port) write() {
+	defer p.Close()
+	var pieces [][]byte
+	var list []outFrame
+	for {
+		list = p.out.take(list)
+		if list == nil {
+			return
+		}
+		for i := range list {
+			f, size := &list[i], list[i].size()
+			pieces = f.pieces(pieces[:0])
+			err := p.link.WriteFrame(pieces)
+			f.release()
+			p.out.done(size)
+			if err != nil {
+				for k := range list[i+1:] {
+					list[i+1+k].release()
+				}
+				return
+			}
+			p.c.framesOut.Add(1)
+			p.c.bytesOut.Add(uint64(size))
+		}
+		clear(list)
+		clear(pieces)
+	}
+}
+
+// send queues a frame for the guest.
+func (p *Port) send(f outFrame) {
+	if !p.out.put(f) {
+		p.c.overrun.Add(1)
+	}
+}
+
+// sendWhole queues a copy of a whole frame.
+func (p *Port) sendWhole(frame []byte) {
+	p.send(outFrame{whole: buffer.NewViewWithData(frame)})
+}
+
+// addFlow enters a TCP connection; false where the port was closed or has too many.
+func (p *Port) addFlow(f aborter) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || len(p.flows) >= p.net.sockets.share(maxTCP) {
+		return false
+	}
+	p.flows[f] = struct{}{}
+	return true
+}
+
+func (p *Port) removeFlow(f aborter) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.flows, f)
+}
+
+// tcpFlows is how many TCP connections are open.
+func (p *Port) tcpFlows() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.flows)
+}
+
+// allow asks whoever may refuse a flow before anything of the host is asked.
+func (p *Port) allow(proto string, dst netip.AddrPort) error {
+	if p.net.cfg.CIDR.Contains(dst.Addr()) {
+		return &egress.RefusedError{Dst: dst, Rule: "banger's own network"} // the switch lets none through
+	}
+	if p.net.cfg.Allow == nil {
+		return nil
+	}
+	f := Flow{VM: p.vm.ID, Name: p.vm.Name, Proto: proto, Dst: dst}
+	if p.net.cfg.Names != nil {
+		f.Names = p.net.cfg.Names(p.vm.ID, dst.Addr())
+	}
+	if err := p.net.cfg.Allow(f); err != nil {
+		return &egress.RefusedError{Dst: dst, Rule: err.Error()}
+	}
+	return nil
+}
+
+// refused counts a flow that was not let out; true where a rule forbade it, rather than the way there.
+func (p *Port) refused(proto string, dst netip.AddrPort, err error) bool {
+	var r *egress.RefusedError
+	if !errors.As(err, &r) {
+		return false
+	}
+	p.c.refused.Add(1)
+	p.net.log.Debug("flow refused", "vm", p.vm.ID, "proto", proto, "dst", dst.String(), "rule", r.Rule)
+	return true
+}
