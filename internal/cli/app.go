@@ -35,6 +35,9 @@ type App struct {
 	Abort func(os.Signal)
 	// StartDaemon starts the daemon where it is not there; nil for the real thing.
 	StartDaemon func(ctx context.Context) error
+	// LookPath finds a program of the host, and Replace makes this process that program; nil for the real things.
+	LookPath func(name string) (string, error)
+	Replace  func(argv []string) error
 
 	quiet   bool
 	signals *dispatcher

@@ -55,7 +55,7 @@ func newRoot(a *App) *cobra.Command {
 	root.AddCommand(
 		group(groupMain, "vm", "Make, run and look after VMs",
 			newVMRun(a), newVMCreate(a), newVMStart(a), newVMStop(a), newVMRestart(a), newVMKill(a),
-			newVMDelete(a), newVMList(a), newVMShow(a), newVMExec(a), newVMLogs(a)),
+			newVMDelete(a), newVMList(a), newVMShow(a), newVMExec(a), newVMSSH(a), newVMLogs(a)),
 		group(groupStore, "image", "Get and look after images",
 			newImageList(a), newImageShow(a), newImagePull(a), newImageDelete(a)),
 		group(groupStore, "kernel", "Get and look after kernels",
@@ -64,6 +64,7 @@ func newRoot(a *App) *cobra.Command {
 			newDaemonStart(a), newDaemonStop(a), newDaemonStatus(a), newDaemonLogs(a)),
 		group(groupDaemon, "config", "Look at the configuration",
 			newConfigShow(a), newConfigPath(a)),
+		newSSHConfig(a), newSSHProxy(a),
 		newVersion(a),
 	)
 	return root

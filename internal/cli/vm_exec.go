@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"regexp"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -23,7 +24,7 @@ func newVMExec(a *App) *cobra.Command {
 	o := &vmExecOptions{}
 	cmd := &cobra.Command{
 		Use:        "exec NAME [-- COMMAND [ARG...]]",
-		SuggestFor: []string{"ssh", "shell", "attach"},
+		SuggestFor: []string{"shell", "attach"},
 		Short:      "Run a command in a VM that runs",
 		Long: `Run a command in a VM that runs, or a login shell. stdin, stdout and stderr are passed through and
 the exit status is the command's: 128+n where signal n ended it, 126 where it cannot be executed, 127
@@ -92,6 +93,11 @@ func runVMExec(ctx context.Context, a *App, o *vmExecOptions) error {
 		return err
 	}
 	defer c.Close()
+	if o.attach == "" {
+		if err := a.offerStart(ctx, c, o.name); err != nil {
+			return err
+		}
+	}
 	r := remote{vm: o.name, attach: o.attach, stdin: o.remote.interactive, start: wire.ExecStart{
 		ID: exec.NewID(), Argv: o.command, Dir: o.remote.workDir, User: o.remote.user, PTY: tty, Env: env,
 	}}
@@ -101,10 +107,15 @@ func runVMExec(ctx context.Context, a *App, o *vmExecOptions) error {
 	return a.runRemote(ctx, c, r)
 }
 
-// terminalEnv is what a command with a terminal must know of it.
+// terminalVariables are what a command with a terminal must know of it and of who sits there: its kind and the locale,
+// as ssh passes them on (locale(7) has the list).
+var terminalVariables = strings.Fields(`TERM COLORTERM LANG LANGUAGE LC_ALL LC_ADDRESS LC_COLLATE LC_CTYPE LC_IDENTIFICATION
+	LC_MEASUREMENT LC_MESSAGES LC_MONETARY LC_NAME LC_NUMERIC LC_PAPER LC_TELEPHONE LC_TIME`)
+
+// terminalEnv is the values of terminalVariables.
 func (a *App) terminalEnv() []string {
 	var out []string
-	for _, key := range []string{"TERM", "COLORTERM"} {
+	for _, key := range terminalVariables {
 		if v := a.Getenv(key); v != "" {
 			out = append(out, key+"="+v)
 		}

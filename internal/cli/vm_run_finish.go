@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 	"time"
 
@@ -49,8 +50,15 @@ func (r *run) finish(ctx context.Context, err error) error {
 	return err
 }
 
-// comeBack is the command that opens a shell where the run's own was.
+// comeBack is the command that opens a shell where the run's own was. With a directory that is vm exec: ssh has no option for one.
 func (r *run) comeBack() string {
+	if _, err := r.app.lookPath("ssh"); err == nil && r.path == "" && r.dir == "" && !strings.ContainsRune(r.opts.remote.user, ':') {
+		args := []string{"banger", "vm", "ssh"}
+		if u := r.opts.remote.user; u != "" {
+			args = append(args, "-l", u)
+		}
+		return quoted(append(args, r.vm.Name)...)
+	}
 	args := []string{"banger", "vm", "exec"}
 	if r.path != "" {
 		args = append(args, "-w", r.dir)

@@ -151,6 +151,19 @@ func wrap(ctx context.Context, c Cmd, err error, tail *tailWriter) error {
 	return out
 }
 
+// Replace makes this process the program: its own code ends here, and the program has its pid, streams, environment and
+// terminal. It returns only where that failed.
+func (r Runner) Replace(argv []string) error {
+	path, err := r.LookPath(argv[0])
+	if err != nil {
+		return err
+	}
+	if err := syscall.Exec(path, argv, os.Environ()); err != nil {
+		return fmt.Errorf("run %s: %w", path, err)
+	}
+	return nil
+}
+
 // Daemon describes a program that is to outlive the caller.
 type Daemon struct {
 	Argv []string

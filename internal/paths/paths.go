@@ -20,16 +20,9 @@ type Paths struct {
 // base directory specification says: a relative value counts as unset. Runtime is
 // State where XDG_RUNTIME_DIR is unset.
 func FromEnv(getenv func(string) string) (Paths, error) {
-	home := getenv("HOME")
-	if home == "" {
-		h, err := os.UserHomeDir()
-		if err != nil {
-			return Paths{}, errors.New("find the home directory: HOME is not set")
-		}
-		home = h
-	}
-	if !filepath.IsAbs(home) {
-		return Paths{}, fmt.Errorf("find the home directory: HOME is %q, not an absolute path", home)
+	home, err := Home(getenv)
+	if err != nil {
+		return Paths{}, err
 	}
 	dir := func(env, def string) string {
 		if v := getenv(env); filepath.IsAbs(v) {
@@ -48,6 +41,22 @@ func FromEnv(getenv func(string) string) (Paths, error) {
 		p.Runtime = filepath.Join(v, "banger")
 	}
 	return p, nil
+}
+
+// Home is the user's home directory, absolute.
+func Home(getenv func(string) string) (string, error) {
+	home := getenv("HOME")
+	if home == "" {
+		h, err := os.UserHomeDir()
+		if err != nil {
+			return "", errors.New("find the home directory: HOME is not set")
+		}
+		home = h
+	}
+	if !filepath.IsAbs(home) {
+		return "", fmt.Errorf("find the home directory: HOME is %q, not an absolute path", home)
+	}
+	return home, nil
 }
 
 // ConfigFile is the configuration.
