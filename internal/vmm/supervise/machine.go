@@ -260,7 +260,7 @@ func (m *machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	if !errors.Is(err, vmm.ErrRefused) {
+	if !errors.Is(err, vmm.ErrRefused) && !errors.Is(err, errNoAnswer) {
 		return nil, fmt.Errorf("dial port %d of the guest: %w", port, err)
 	}
 	if m.board.Status().Phase == vmm.PhaseEnded {
@@ -268,6 +268,9 @@ func (m *machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	}
 	return nil, fmt.Errorf("dial port %d: %w", port, err)
 }
+
+// errNoAnswer says that the guest neither accepted nor refused a stream in time, or has no agent that could.
+var errNoAnswer = api.Errorf(api.KindGuest, "the guest does not answer")
 
 // connect speaks the client's side of Firecracker's protocol. It reads not a byte more than its answer.
 func connect(conn net.Conn, port uint32) error {
@@ -281,8 +284,11 @@ func connect(conn net.Conn, port uint32) error {
 			return refusedBy(err)
 		}
 		if b[0] == '\n' {
-			if strings.HasPrefix(string(line), "OK ") {
+			switch {
+			case strings.HasPrefix(string(line), "OK "):
 				return nil
+			case string(line) == noAnswer:
+				return errNoAnswer
 			}
 			break
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"strconv"
@@ -25,6 +26,8 @@ const (
 	maxConnectLine  = 32   // bytes, newline included
 	connectTimeout  = 10 * time.Second
 	firstHostPort   = 1 << 30 // what n counts from
+	// noAnswer is our own word, in place of OK, for a guest that does not answer; Firecracker only closes the connection.
+	noAnswer = "NOANSWER"
 )
 
 // vsockServer serves vsock.sock.
@@ -81,6 +84,9 @@ func (v *vsockServer) client(ctx context.Context, conn *net.UnixConn) {
 	_ = conn.SetReadDeadline(time.Time{})
 	stream, err := v.dial(ctx, port)
 	if err != nil {
+		if !errors.Is(err, channel.ErrRefused) {
+			_, _ = io.WriteString(conn, noAnswer+"\n")
+		}
 		conn.Close()
 		return
 	}
