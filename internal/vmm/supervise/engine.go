@@ -35,15 +35,41 @@ type Engine struct {
 	Args []string
 	// Env is the supervisor's environment beside its own settings; nil for the caller's.
 	Env []string
+
+	mu       sync.Mutex // guards starting
+	starting map[string]bool
 }
 
 var _ vmm.Engine = (*Engine)(nil)
+
+// claim makes the caller the only one that starts the VM in dir: each puts files there, and takes them away where it fails.
+func (e *Engine) claim(dir string) (release func(), err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.starting[dir] {
+		return nil, api.Errorf(api.KindConflict, "it is just being started")
+	}
+	if e.starting == nil {
+		e.starting = map[string]bool{}
+	}
+	e.starting[dir] = true
+	return func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		delete(e.starting, dir)
+	}, nil
+}
 
 // Start implements vmm.Engine.
 func (e *Engine) Start(ctx context.Context, dir string, spec vmm.Spec) (_ vmm.Machine, err error) {
 	if err := checkSpec(spec); err != nil {
 		return nil, err
 	}
+	release, err := e.claim(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	if err := refuseRunning(ctx, dir); err != nil {
 		return nil, err
 	}

@@ -101,12 +101,20 @@ func (s *supervisor) setPause(ctx context.Context, asked bool) error {
 		return err
 	}
 	s.mu.Lock()
+	before := s.asked
 	s.asked = asked
 	s.mu.Unlock()
 	if asked {
 		err = v.Pause(ctx)
 	} else {
 		err = v.Resume(ctx)
+	}
+	if err != nil {
+		s.mu.Lock()
+		if s.vmm == v {
+			s.asked = before
+		}
+		s.mu.Unlock()
 	}
 	s.refresh()
 	return err
