@@ -50,6 +50,7 @@ type State struct {
 const (
 	GuestShutdown = "guest-shutdown" // ACPI power off
 	GuestReset    = "guest-reset"    // reset, triple fault or panic: we run with -no-reboot
+	HostSignal    = "host-signal"    // SIGTERM, SIGINT or SIGHUP, as all processes get at the shutdown of the host
 )
 
 // Exit is how QEMU's process ended.

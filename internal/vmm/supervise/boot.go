@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -175,8 +176,7 @@ func (b *boot) watch() func() outcome {
 	idle := time.NewTimer(trimEvery)
 	defer idle.Stop()
 	streams := ^uint32(0)
-	disk := time.NewTicker(diskPoll)
-	defer disk.Stop()
+	disk := b.diskWait()
 	var grace <-chan time.Time
 	welcome := b.welcome
 	verb := ""
@@ -186,13 +186,15 @@ func (b *boot) watch() func() outcome {
 			if verb == "" { // it may have come with the end
 				verb = s.board.Status().Ending
 			}
-			return func() outcome { return b.classify(verb) }
+			return func() outcome { return classify(b.vmm.Exit(), verb, b.stderr.String()) }
 		case <-s.killed.Done():
 			return is(ended(vmm.EndKilled, ""))
 		case <-b.vmm.Changed():
 			s.refresh()
-		case <-disk.C:
+			disk = b.diskWait()
+		case <-disk:
 			b.retryDisk()
+			disk = b.diskWait()
 		case <-welcome:
 			deadline.Stop()
 			welcome = nil
@@ -240,11 +242,12 @@ func announced(verb string) outcome {
 	}
 }
 
-// classify says what the end of QEMU means.
-func (b *boot) classify(verb string) outcome {
-	x := b.vmm.Exit()
-	line := b.stderr.String()
+// classify says what the end x of QEMU means, after the guest announced verb (or nothing); line is the last of its stderr.
+func classify(x qemu.Exit, verb, line string) outcome {
 	switch {
+	case x.Signal == syscall.SIGTERM, x.Signal == syscall.SIGINT, x.Signal == syscall.SIGHUP,
+		x.Status == 0 && x.Shutdown == qemu.HostSignal:
+		return ended(vmm.EndKilled, "qemu was asked to end by a signal of the host")
 	case x.Signal != 0:
 		return crashed("qemu was ended by signal "+x.Signal.String(), line)
 	case x.Status != 0:
@@ -265,6 +268,15 @@ func crashed(what, line string) outcome {
 		what += ": " + line
 	}
 	return ended(vmm.EndCrashed, "%s", what)
+}
+
+// diskWait tells when to look for room on the host's disk again: never where the VM does not wait for it, so that
+// a supervisor with nothing to do sleeps.
+func (b *boot) diskWait() <-chan time.Time {
+	if st := b.vmm.State(); !st.Paused || !st.DiskFull {
+		return nil
+	}
+	return time.After(diskPoll)
 }
 
 // retryDisk lets a VM go on that stands still for want of room on the host, once there is some.

@@ -158,6 +158,58 @@ func TestKilledVMMCrashed(t *testing.T) {
 	}
 }
 
+// TestSignalledVMMIsNoCrash: at a shutdown of the host QEMU may be told before its supervisor is.
+func TestSignalledVMMIsNoCrash(t *testing.T) {
+	r := startVM(t, fakeqemu.Knobs{}, nil)
+	if err := syscall.Kill(r.awaitFull(t).VMMPID, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if end := r.awaitEnd(t); end.Cause != vmm.EndKilled {
+		t.Errorf("the end is %+v", end)
+	}
+}
+
+// TestStartsDoNotMeet: of two that start a VM in one directory one gets it, and the other leaves its files alone.
+func TestStartsDoNotMeet(t *testing.T) {
+	dir, spec := newVM(t, fakeqemu.Knobs{})
+	eng, ctx := newEngine(t), within(t, 60*time.Second)
+	type result struct {
+		m   vmm.Machine
+		err error
+	}
+	results := make(chan result)
+	const starts = 4
+	for range starts {
+		go func() {
+			m, err := eng.Start(ctx, dir, spec)
+			results <- result{m, err}
+		}()
+	}
+	var got vmm.Machine
+	for range starts {
+		switch r := <-results; {
+		case r.err == nil && got == nil:
+			got = r.m
+		case r.err == nil:
+			t.Error("it was started twice")
+			_ = r.m.Close()
+		case api.KindOf(r.err) != api.KindConflict:
+			t.Errorf("start: %v", r.err)
+		}
+	}
+	if got == nil {
+		t.Fatal("nobody started it")
+	}
+	defer got.Close()
+	other, err := eng.Attach(ctx, dir)
+	if err != nil {
+		t.Fatalf("attach: %v", err)
+	}
+	if err := errors.Join(other.Kill(ctx), other.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestCrashNamesTheLastLine(t *testing.T) {
 	r := startVM(t, fakeqemu.Knobs{}, nil)
 	r.awaitFull(t)
