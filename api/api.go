@@ -2,7 +2,7 @@
 // clients and the daemon exchange as JSON over the daemon's unix socket. It
 // imports only the standard library, so that anything can import it.
 //
-// The files divide it by noun: vm.go, ssh.go, image.go (kernels too), operation.go,
+// The files divide it by noun: vm.go, files.go, ssh.go, image.go (kernels too), operation.go,
 // daemon.go, and error.go with the error kinds and their HTTP statuses.
 //
 // Routes, all under /v1 (apiserver/routes.go is the list that is served):
@@ -27,6 +27,8 @@
 //	                                        ssh server, which speaks first
 //	POST   /v1/vms/{name}/release           Release: the owner of a --rm VM is done with it
 //	GET    /v1/vms/{name}/logs?source=console|agent|vmm&follow=true   text/plain stream
+//	PUT    /v1/vms/{name}/files?PutFiles    a tar stream into the guest → FilesResult
+//	GET    /v1/vms/{name}/files?GetFiles    a tar stream out of it, with FilesEnd as trailer
 //	GET    /v1/images                       []Image
 //	GET    /v1/images/{name}                Image
 //	POST   /v1/images/pull                  PullImage → 202 Operation (result: Image)

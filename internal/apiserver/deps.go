@@ -28,6 +28,8 @@ type VMs interface {
 	SSHTarget(ctx context.Context, name string) (api.SSHTarget, error)
 	ExecOwnerGone(ctx context.Context, name, execID string) error
 	Logs(ctx context.Context, name, source string, follow bool, w io.Writer) error
+	PutFiles(ctx context.Context, name string, req api.PutFiles, r io.Reader) (api.FilesResult, error)
+	Files(ctx context.Context, name string, req api.GetFiles, w io.Writer) (api.FilesResult, error)
 	Events(ctx context.Context, fn func(api.Event) error) error
 }
 

@@ -94,6 +94,8 @@ func (s *Server) streams(mux *http.ServeMux) {
 	mux.HandleFunc("GET /v1/vms/{name}/exec", s.exec)
 	mux.HandleFunc("GET /v1/vms/{name}/ssh", s.ssh)
 	mux.HandleFunc("GET /v1/vms/{name}/logs", s.logs)
+	mux.HandleFunc("PUT /v1/vms/{name}/files", s.putFiles)
+	mux.HandleFunc("GET /v1/vms/{name}/files", s.getFiles)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, r, api.Errorf(api.KindNotFound, "no route %s %s", r.Method, r.URL.Path))
 	})

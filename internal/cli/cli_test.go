@@ -141,7 +141,7 @@ func TestUnknownCommands(t *testing.T) {
 		{"list", "hint: did you mean banger image list, banger kernel list, banger vm list?"},
 		{"vm remove x", "hint: did you mean banger vm delete?"},
 		{"daemon state", "hint: did you mean banger daemon start, banger daemon status?"},
-		{"vm lst", "hint: did you mean banger vm list?"},
+		{"vm lst", "hint: did you mean banger vm list, banger vm ssh?"},
 		{"vm list x", `banger: vm list takes no arguments, not "x"`},
 		{"vm list --nope", "unknown flag: --nope"},
 		{"vm show", "banger: vm show needs the name of one VM"},
@@ -161,8 +161,8 @@ func TestUnknownCommands(t *testing.T) {
 var layers = map[string][]string{
 	"../../cmd/banger": {"internal/cli"},
 	".": {"api", "client", "internal/buildinfo", "internal/config", "internal/guest/exec", "internal/guest/wire",
-		"internal/hostexec", "internal/paths"},
-	"../../client": {"api", "internal/buildinfo", "internal/paths"},
+		"internal/hostexec", "internal/hostproc", "internal/paths", "internal/sshkeys"},
+	"../../client": {"api", "internal/filestream", "internal/buildinfo", "internal/paths"},
 	"../../api":    nil,
 }
 

@@ -112,7 +112,7 @@ func TestRoundTrip(t *testing.T) {
 		_ = os.Chmod(filepath.Join(dst, "tree/readonly"), 0o755)
 	})
 	var b bytes.Buffer
-	packed, err := files.Pack(t.Context(), &b, filepath.Join(src, "tree"))
+	packed, err := files.Pack(t.Context(), &b, filepath.Join(src, "tree"), files.PackOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -244,10 +244,10 @@ func TestCutStreamAndCancel(t *testing.T) {
 	if _, err := files.Unpack(ctx, t.TempDir(), bytes.NewReader(whole), files.Options{}); !errors.Is(err, why) {
 		t.Errorf("cancelled: %v", err)
 	}
-	if _, err := files.Pack(ctx, io.Discard, t.TempDir()); !errors.Is(err, why) {
+	if _, err := files.Pack(ctx, io.Discard, t.TempDir(), files.PackOptions{}); !errors.Is(err, why) {
 		t.Errorf("cancelled: %v", err)
 	}
-	if _, err := files.Pack(t.Context(), io.Discard, filepath.Join(t.TempDir(), "none")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := files.Pack(t.Context(), io.Discard, filepath.Join(t.TempDir(), "none"), files.PackOptions{}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("nothing there: %v", err)
 	}
 }
@@ -270,7 +270,7 @@ func TestOwners(t *testing.T) {
 		t.Fatal(err)
 	}
 	var again bytes.Buffer
-	if _, err := files.Pack(t.Context(), &again, filepath.Join(dir, "d")); err != nil {
+	if _, err := files.Pack(t.Context(), &again, filepath.Join(dir, "d"), files.PackOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	tr, n := tar.NewReader(&again), 0

@@ -2,44 +2,32 @@ package files
 
 import (
 	"archive/tar"
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"path"
-	"slices"
+	"path/filepath"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// copyBuffer is the size of the buffers between stream and files in bytes.
-const copyBuffer = 256 << 10
-
-// maxOpenDirs bounds how many directories an Unpack holds open.
-const maxOpenDirs = 64
-
-// Unpack reads a tar stream into dir, which is made where it is missing. What is there under the name of an
-// entry is replaced, but a directory is kept where a directory comes; everything else stays. Modes and times are
-// the stream's, so are owners unless Options say otherwise or the caller may not change them. It does not sync.
-// After an error what was unpacked remains.
+// Unpack reads a tar stream into dir, which is made where it is missing. Unless Options say otherwise what is there
+// under the name of an entry is replaced, but a directory is kept where a directory comes; everything else stays. Modes and
+// times are the stream's, so are owners unless Options say otherwise or the caller may not change them. It does not sync.
+// After an error what was unpacked remains, but no part of a file does.
 func Unpack(ctx context.Context, dir string, r io.Reader, opt Options) (Result, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return Result{}, err
 	}
-	root, err := os.OpenRoot(dir)
+	u, err := newUnpacker(ctx, dir, opt)
 	if err != nil {
 		return Result{}, err
 	}
-	defer root.Close()
-	u := &unpacker{ctx: ctx, root: root, opt: opt, umask: umask(), uid: os.Geteuid(), gid: os.Getegid(),
-		dirs: map[string]*os.File{}, buf: make([]byte, copyBuffer)}
-	defer u.closeDirs()
-	err = u.all(tar.NewReader(bufio.NewReaderSize(r, copyBuffer)))
+	defer u.close()
+	err = u.all(newStream(r), nil)
 	return u.result, err
 }
 
@@ -51,42 +39,94 @@ type unpacker struct {
 	opt      Options
 	umask    uint32
 	uid, gid int
+	// from is the only name at the top of the stream, which becomes to; empty for any, as they are.
+	from, to string
+	shown    string              // put before names in errors
 	dirs     map[string]*os.File // open, by name
 	later    []dirMode           // modes and times of directories, set at the end
+	made     map[inode]struct{}  // files of this stream, where Strict
+	dirNames int                 // bytes of the names in later
+	stored   int64               // bytes written
 	result   Result
 	buf      []byte
 }
 
-// dirMode is what a directory is to be like once everything is in it.
-type dirMode struct {
-	name  string
-	mode  fs.FileMode
-	mtime time.Time
+func newUnpacker(ctx context.Context, dir string, opt Options) (*unpacker, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &unpacker{ctx: ctx, root: root, opt: opt, umask: umask(), uid: os.Geteuid(), gid: os.Getegid(),
+		dirs: map[string]*os.File{}, made: map[inode]struct{}{}, buf: make([]byte, copyBuffer)}, nil
 }
 
-func (u *unpacker) all(tr *tar.Reader) error {
-	for {
+func (u *unpacker) close() {
+	u.closeDirs()
+	_ = u.root.Close()
+}
+
+// all unpacks a stream; first is its first header where that was read already.
+func (u *unpacker) all(s *stream, first *tar.Header) error {
+	for h := first; ; h = nil {
 		if u.ctx.Err() != nil {
 			return context.Cause(u.ctx)
 		}
-		h, err := tr.Next()
-		if errors.Is(err, io.EOF) {
-			return u.finishDirs()
-		}
-		if err != nil {
-			return fmt.Errorf("unpack: %w", err)
+		if h == nil {
+			var err error
+			if h, err = s.next(); errors.Is(err, io.EOF) {
+				return u.finishDirs()
+			} else if err != nil {
+				return u.cancelled(fmt.Errorf("unpack: %w", err))
+			}
 		}
 		if u.result.Entries++; u.opt.MaxEntries > 0 && u.result.Entries > u.opt.MaxEntries {
 			return fmt.Errorf("unpack: more than %d entries", u.opt.MaxEntries)
 		}
-		name, err := local(h.Name)
+		name, err := local(h.Name, u.opt.Strict)
+		if err == nil {
+			name, err = u.renamed(name)
+		}
 		if err != nil {
 			return err
 		}
-		if err := u.entry(name, h, tr); err != nil {
-			return fmt.Errorf("unpack %q: %w", name, bare(err))
+		if err := u.entry(name, h, s.tar); err != nil {
+			return u.cancelled(u.failed(name, err))
 		}
 	}
+}
+
+// cancelled is err, or why the context ended, which broke the stream.
+func (u *unpacker) cancelled(err error) error {
+	if u.ctx.Err() != nil {
+		return context.Cause(u.ctx)
+	}
+	return err
+}
+
+// failed says where something went wrong.
+func (u *unpacker) failed(name string, err error) error {
+	if u.shown != "" {
+		return &EntryError{Op: "copy to", Path: filepath.Join(u.shown, name), Err: bare(err)}
+	}
+	return &EntryError{Op: "unpack", Path: name, Err: bare(err)}
+}
+
+// renamed is the name an entry gets.
+func (u *unpacker) renamed(name string) (string, error) {
+	if u.from == "" {
+		return name, nil
+	}
+	rest, ok := strings.CutPrefix(name, u.from)
+	if !ok || (rest != "" && rest[0] != '/') {
+		return "", errWholeStream
+	}
+	switch {
+	case u.to == "." && rest == "":
+		return ".", nil
+	case u.to == ".":
+		return rest[1:], nil
+	}
+	return u.to + rest, nil
 }
 
 // entry makes one file, link or directory.
@@ -104,215 +144,9 @@ func (u *unpacker) entry(name string, h *tar.Header, tr *tar.Reader) error {
 		return u.symlink(name, h)
 	case tar.TypeLink:
 		return u.hardLink(name, h)
-	case tar.TypeXGlobalHeader:
-		return nil
 	}
-	u.result.skip(name, "neither file, directory nor link")
+	u.result.skip(name, notCopied)
 	return nil
-}
-
-func (u *unpacker) file(name string, h *tar.Header, tr *tar.Reader) error {
-	if u.opt.MaxBytes > 0 && h.Size > u.opt.MaxBytes-u.result.Bytes {
-		return fmt.Errorf("more than %d bytes in all", u.opt.MaxBytes)
-	}
-	parent, base, err := u.parent(name)
-	if err != nil {
-		return err
-	}
-	mode := u.mode(h)
-	fd := -1
-	err = u.replacing(name, func() (err error) {
-		fd, err = unix.Openat(parent, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	err = u.write(fd, tr)
-	if err == nil && u.chowns(h) {
-		err = u.mayChown(unix.Fchown(fd, h.Uid, h.Gid))
-	}
-	if err == nil && (mode&u.umask != 0 || mode&^0o777 != 0) {
-		err = unix.Fchmod(fd, mode)
-	}
-	if cerr := unix.Close(fd); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return err
-	}
-	return u.setTime(parent, base, h)
-}
-
-// write copies an entry's bytes to a file.
-func (u *unpacker) write(fd int, r io.Reader) error {
-	for {
-		n, err := r.Read(u.buf)
-		u.result.Bytes += int64(n)
-		for rest := u.buf[:n]; len(rest) > 0; {
-			k, werr := unix.Write(fd, rest)
-			if errors.Is(werr, unix.EINTR) {
-				continue
-			}
-			if werr != nil {
-				return werr
-			}
-			rest = rest[k:]
-		}
-		switch {
-		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil:
-			return err
-		case u.ctx.Err() != nil:
-			return context.Cause(u.ctx)
-		}
-	}
-}
-
-func (u *unpacker) symlink(name string, h *tar.Header) error {
-	parent, base, err := u.parent(name)
-	if err != nil {
-		return err
-	}
-	if err := u.replacing(name, func() error { return unix.Symlinkat(h.Linkname, parent, base) }); err != nil {
-		return err
-	}
-	if u.chowns(h) {
-		if err := u.mayChown(unix.Fchownat(parent, base, h.Uid, h.Gid, unix.AT_SYMLINK_NOFOLLOW)); err != nil {
-			return err
-		}
-	}
-	return u.setTime(parent, base, h)
-}
-
-// hardLink links to a file that was unpacked before, which must be in the directory.
-func (u *unpacker) hardLink(name string, h *tar.Header) error {
-	to, err := local(h.Linkname)
-	if err != nil {
-		return err
-	}
-	if to == name {
-		return nil
-	}
-	if _, _, err := u.parent(name); err != nil {
-		return err
-	}
-	return u.replacing(name, func() error { return u.root.Link(to, name) })
-}
-
-// directory makes a directory, writable to us until the end.
-func (u *unpacker) directory(name string, h *tar.Header) error {
-	u.later = append(u.later, dirMode{name, fs.FileMode(u.mode(h)), h.ModTime})
-	if name == "." {
-		return u.ownDir(h, ".")
-	}
-	parent, base, err := u.parent(name)
-	if err != nil {
-		return err
-	}
-	err = unix.Mkdirat(parent, base, 0o700)
-	if errors.Is(err, unix.EEXIST) {
-		var st unix.Stat_t
-		if serr := unix.Fstatat(parent, base, &st, unix.AT_SYMLINK_NOFOLLOW); serr == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			return u.ownDir(h, name)
-		}
-		err = u.replacing(name, func() error { return unix.Mkdirat(parent, base, 0o700) })
-	}
-	if err != nil {
-		return err
-	}
-	return u.ownDir(h, name)
-}
-
-func (u *unpacker) ownDir(h *tar.Header, name string) error {
-	if !u.chowns(h) {
-		return nil
-	}
-	return u.mayChown(u.root.Lchown(name, h.Uid, h.Gid))
-}
-
-// finishDirs sets modes and times of directories, the deepest first.
-func (u *unpacker) finishDirs() error {
-	slices.SortStableFunc(u.later, func(a, b dirMode) int { return strings.Count(b.name, "/") - strings.Count(a.name, "/") })
-	for _, d := range u.later {
-		st, err := u.root.Lstat(d.name)
-		if errors.Is(err, fs.ErrNotExist) || (err == nil && !st.IsDir()) {
-			continue // a later entry has replaced it
-		}
-		if err == nil {
-			err = u.root.Chmod(d.name, fileMode(uint32(d.mode)))
-		}
-		if err == nil {
-			err = u.root.Chtimes(d.name, d.mtime, d.mtime)
-		}
-		if err != nil {
-			return fmt.Errorf("unpack %q: %w", d.name, bare(err))
-		}
-	}
-	return nil
-}
-
-// fileMode turns the bits of a tar header into Go's.
-func fileMode(bits uint32) fs.FileMode {
-	m := fs.FileMode(bits & 0o777)
-	for bit, mode := range map[uint32]fs.FileMode{unix.S_ISUID: fs.ModeSetuid, unix.S_ISGID: fs.ModeSetgid, unix.S_ISVTX: fs.ModeSticky} {
-		if bits&bit != 0 {
-			m |= mode
-		}
-	}
-	return m
-}
-
-// parent returns the open directory an entry goes into, made where it is missing, and the last part of its name.
-// The descriptor is valid until the next call.
-func (u *unpacker) parent(name string) (fd int, base string, err error) {
-	dir, base := path.Dir(name), path.Base(name)
-	if f := u.dirs[dir]; f != nil {
-		return int(f.Fd()), base, nil
-	}
-	if len(u.dirs) >= maxOpenDirs {
-		u.closeDirs()
-	}
-	f, err := u.root.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err = u.root.MkdirAll(dir, 0o755); err == nil {
-			f, err = u.root.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
-		}
-	}
-	if err != nil {
-		return -1, "", err
-	}
-	u.dirs[dir] = f
-	return int(f.Fd()), base, nil
-}
-
-func (u *unpacker) closeDirs() {
-	for _, f := range u.dirs {
-		_ = f.Close()
-	}
-	clear(u.dirs)
-}
-
-// replacing does what fails where name exists, after removing what is there.
-func (u *unpacker) replacing(name string, do func() error) error {
-	err := do()
-	if !errors.Is(err, unix.EEXIST) {
-		return err
-	}
-	if u.root.Remove(name) != nil { // a directory with something in it
-		if err := u.root.RemoveAll(name); err != nil {
-			return err
-		}
-	}
-	// Open directories there are of no use any more; the parent stays valid.
-	for dir, f := range u.dirs {
-		if dir == name || strings.HasPrefix(dir, name+"/") {
-			_ = f.Close()
-			delete(u.dirs, dir)
-		}
-	}
-	return do()
 }
 
 func (u *unpacker) mode(h *tar.Header) uint32 {
@@ -322,9 +156,16 @@ func (u *unpacker) mode(h *tar.Header) uint32 {
 	return uint32(h.Mode & 0o777)
 }
 
-// chowns tells whether an entry belongs to somebody else than who makes it.
-func (u *unpacker) chowns(h *tar.Header) bool {
-	return !u.opt.Own && (h.Uid != u.uid || h.Gid != u.gid)
+// owner is who an entry is to belong to; false where that is who makes it anyway.
+func (u *unpacker) owner(h *tar.Header) (uid, gid int, change bool) {
+	uid, gid = h.Uid, h.Gid
+	switch {
+	case u.opt.Own && u.opt.Owner == nil:
+		return 0, 0, false
+	case u.opt.Own:
+		uid, gid = u.opt.Owner.UID, u.opt.Owner.GID
+	}
+	return uid, gid, uid != u.uid || gid != u.gid
 }
 
 // mayChown forgives an ordinary user what only root can.

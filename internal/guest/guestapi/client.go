@@ -10,11 +10,11 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
 	"git.thaloco.com/thaloco/banger/api"
-	"git.thaloco.com/thaloco/banger/internal/guest/files"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 )
 
@@ -92,30 +92,6 @@ func (c *Client) SetIdentity(ctx context.Context, id wire.Identity) error {
 	return c.do(ctx, "PUT", "/v1/identity", id)
 }
 
-// PutFiles unpacks a tar stream into a directory of the guest, an absolute path, which is made where it
-// is missing. An error of r is in the chain of the result.
-func (c *Client) PutFiles(ctx context.Context, dir string, r io.Reader) error {
-	src := &source{r: r}
-	resp, err := c.request(ctx, "PUT", "/v1/files?path="+url.QueryEscape(dir), io.NopCloser(src))
-	if srcErr := src.failed(); srcErr != nil {
-		if err == nil {
-			_ = resp.Body.Close()
-		}
-		return srcErr
-	}
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	return decodeAnswer(resp.Body, &files.Result{})
-}
-
-// Files returns a file or directory of the guest, an absolute path, as a tar stream, named by the last part of
-// its path. What it holds is the guest's: unpack it with package files and limits.
-func (c *Client) Files(ctx context.Context, path string) (io.ReadCloser, error) {
-	return c.stream(ctx, "/v1/files?path="+url.QueryEscape(path))
-}
-
 // Logs returns the agent's log, with follow until ctx ends or it is closed.
 func (c *Client) Logs(ctx context.Context, follow bool) (io.ReadCloser, error) {
 	return c.stream(ctx, fmt.Sprintf("/v1/logs?follow=%v", follow))
@@ -137,6 +113,16 @@ func (s *source) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// WriteTo is how the transport copies it, in large pieces.
+func (s *source) WriteTo(w io.Writer) (int64, error) {
+	return io.CopyBuffer(w, readerOf(s.Read), make([]byte, copyBuffer))
+}
+
+// readerOf is a Read method alone, which io.Copy uses as it is.
+type readerOf func([]byte) (int, error)
+
+func (f readerOf) Read(p []byte) (int, error) { return f(p) }
 
 func (s *source) failed() error {
 	s.mu.Lock()
@@ -246,12 +232,24 @@ func answerError(resp *http.Response) error {
 	if in.Error == nil || in.Error.Message == "" {
 		return api.Errorf(api.KindGuest, "the guest's agent answered %d without a reason", resp.StatusCode)
 	}
-	e := &api.Error{Kind: api.KindGuest, Message: cut(in.Error.Message), Hint: cut(in.Error.Hint)}
-	switch in.Error.Kind {
+	return believed(in.Error)
+}
+
+// believed is an error of the guest's making: of a kind that says nothing about the host, in one line.
+func believed(in *api.Error) *api.Error {
+	e := &api.Error{Kind: api.KindGuest, Message: cut(in.Message), Hint: cut(in.Hint)}
+	switch in.Kind {
 	case api.KindInvalid, api.KindNotFound, api.KindConflict, api.KindUnavailable:
-		e.Kind = in.Error.Kind
+		e.Kind = in.Kind
 	}
 	return e
 }
 
-func cut(s string) string { return s[:min(len(s), maxMessage)] }
+func cut(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' {
+			return ' '
+		}
+		return r
+	}, s[:min(len(s), maxMessage)])
+}

@@ -246,13 +246,13 @@ func TestFiles(t *testing.T) {
 	}
 	pr, pw := io.Pipe()
 	go func() {
-		_, err := files.Pack(context.Background(), pw, filepath.Join(src, "big"))
+		_, err := files.Pack(context.Background(), pw, filepath.Join(src, "big"), files.PackOptions{})
 		_ = pw.CloseWithError(err)
 	}()
 	if err := g.client.PutFiles(t.Context(), dst, pr); err != nil {
 		t.Fatal(err)
 	}
-	back, err := g.client.Files(t.Context(), dst)
+	back, err := g.client.Files(t.Context(), api.GetFiles{Path: dst})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -268,8 +268,9 @@ func TestFiles(t *testing.T) {
 		err  error
 		want api.ErrorKind
 	}{
-		"nothing there": {second(g.client.Files(t.Context(), filepath.Join(src, "none"))), api.KindNotFound},
-		"relative":      {second(g.client.Files(t.Context(), "etc")), api.KindInvalid},
+		"nothing there": {second(g.client.Files(t.Context(), api.GetFiles{Path: filepath.Join(src, "none")})), api.KindNotFound},
+		"NUL":           {second(g.client.Files(t.Context(), api.GetFiles{Path: "/\x00"})), api.KindInvalid},
+		"the root":      {second(g.client.Files(t.Context(), api.GetFiles{Path: "/"})), api.KindInvalid},
 		"into a file":   {g.client.PutFiles(t.Context(), filepath.Join(src, "big"), strings.NewReader("")), api.KindInvalid},
 		"put relative":  {g.client.PutFiles(t.Context(), "x", strings.NewReader("")), api.KindInvalid},
 	} {

@@ -8,14 +8,11 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
-	"path"
 	"slices"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"git.thaloco.com/thaloco/banger/api"
-	"git.thaloco.com/thaloco/banger/internal/guest/files"
 	"git.thaloco.com/thaloco/banger/internal/guest/process"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 )
@@ -187,46 +184,6 @@ func (s *server) signal(_ http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, err
 	}
 	return nil, s.cfg.Processes.Signal(r.PathValue("id"), in.Name)
-}
-
-// guestPath is the path a request is about.
-func guestPath(r *http.Request) (string, error) {
-	p := r.URL.Query().Get("path")
-	if !path.IsAbs(p) {
-		return "", api.Errorf(api.KindInvalid, "path %q is not absolute", p)
-	}
-	return path.Clean(p), nil
-}
-
-func (s *server) putFiles(w http.ResponseWriter, r *http.Request) (any, error) {
-	dir, err := guestPath(r)
-	if err != nil {
-		return nil, err
-	}
-	res, err := files.Unpack(r.Context(), dir, r.Body, files.Options{Special: true})
-	if err == nil {
-		return res, nil
-	}
-	// The client is still sending: it must read the answer before its connection is cut.
-	e := asError(err)
-	rc := http.NewResponseController(w)
-	_ = rc.EnableFullDuplex()
-	w.Header().Set("Connection", "close")
-	reply(w, e.Kind.Status(), api.ErrorReply{Error: e})
-	_ = rc.Flush()
-	_ = rc.SetReadDeadline(time.Now().Add(time.Second))
-	_, _ = io.Copy(io.Discard, r.Body)
-	return answered{}, nil
-}
-
-func (s *server) getFiles(w http.ResponseWriter, r *http.Request) (any, error) {
-	name, err := guestPath(r)
-	if err != nil {
-		return nil, err
-	}
-	out := &lateWriter{w: w, contentType: "application/x-tar"}
-	_, err = files.Pack(r.Context(), out, name)
-	return out.end(err)
 }
 
 func (s *server) logs(w http.ResponseWriter, r *http.Request) (any, error) {
