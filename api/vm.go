@@ -1,6 +1,9 @@
 package api
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // VMState is the state of a VM. The transitions are a table in internal/vm;
 // docs/states.md is generated from it.
@@ -68,6 +71,8 @@ type VM struct {
 	RemoveOnExit  bool       `json:"remove_on_exit,omitempty"`
 	CreatedAt     time.Time  `json:"created_at"`
 	StartedAt     *time.Time `json:"started_at,omitempty"`
+	// Address is the VM's in the network of all VMs, from its first start on.
+	Address netip.Addr `json:"address,omitzero"`
 	// Restarts counts how often the guest rebooted since StartedAt.
 	Restarts int `json:"restarts"`
 	// VMMPID and SupervisorPID are 0 unless the VM runs.

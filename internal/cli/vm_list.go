@@ -39,9 +39,9 @@ func runVMList(ctx context.Context, a *App, o *vmListOptions) error {
 	}
 	now := a.Now()
 	return list[api.VM]{
-		header: []string{"NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "DISK", "AGE"},
+		header: []string{"NAME", "STATE", "IMAGE", "ADDRESS", "CPUS", "MEMORY", "DISK", "AGE"},
 		row: func(vm api.VM) []string {
-			return []string{vm.Name, stateText(vm), vm.Image, numberOrDash(vm.CPUs), size(vm.MemoryBytes),
+			return []string{vm.Name, stateText(vm), vm.Image, addressText(vm), numberOrDash(vm.CPUs), size(vm.MemoryBytes),
 				size(vm.DiskUsedBytes) + "/" + size(vm.DiskBytes), age(now.Sub(vm.CreatedAt))}
 		},
 		name: func(vm api.VM) string { return vm.Name },

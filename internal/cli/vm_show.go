@@ -56,11 +56,20 @@ func runVMShow(ctx context.Context, a *App, o *vmShowOptions) error {
 	return writeFields(a.Out, vmFields(vm))
 }
 
+// addressText is a VM's address; empty before its first start.
+func addressText(vm api.VM) string {
+	if !vm.Address.IsValid() {
+		return ""
+	}
+	return vm.Address.String()
+}
+
 func vmFields(vm api.VM) []field {
 	return []field{
 		{"name", vm.Name},
 		{"id", vm.ID},
 		{"state", stateText(vm)},
+		{"address", addressText(vm)},
 		{"boot", string(vm.Mark)},
 		{"engine", strings.TrimRight(vm.Engine+"/"+vm.Accel, "/")},
 		{"image", vm.Image},

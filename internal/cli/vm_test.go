@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -13,21 +14,21 @@ import (
 func TestVMList(t *testing.T) {
 	a := newTestApp(t)
 	d := startFake(t, a.env)
-	if code := a.run("vm", "list"); code != 0 || a.out.String() != "NAME  STATE  IMAGE  CPUS  MEMORY  DISK  AGE\n" {
+	if code := a.run("vm", "list"); code != 0 || a.out.String() != "NAME  STATE  IMAGE  ADDRESS  CPUS  MEMORY  DISK  AGE\n" {
 		t.Errorf("an empty list: status %d, %q", code, a.out.String())
 	}
 	if a.run("vm", "list", "-o", "json"); a.out.String() != "[]\n" {
 		t.Errorf("an empty list as JSON: %q", a.out.String())
 	}
 	at := a.Now().Add(-3 * time.Hour)
-	d.add(api.VM{Name: "web", State: api.StateRunning, Mark: api.MarkFull, Image: "debian-bookworm", CPUs: 2, MemoryBytes: 2 << 30, DiskBytes: 20 << 30, DiskUsedBytes: 3 << 19, CreatedAt: at})
+	d.add(api.VM{Name: "web", State: api.StateRunning, Mark: api.MarkFull, Image: "debian-bookworm", Address: netip.MustParseAddr("172.16.0.2"), CPUs: 2, MemoryBytes: 2 << 30, DiskBytes: 20 << 30, DiskUsedBytes: 3 << 19, CreatedAt: at})
 	d.add(api.VM{Name: "db", State: api.StateStopped, Reason: "guest \x1b[31mended", MemoryBytes: 512 << 20, DiskBytes: 20 << 30, CreatedAt: at})
 	if code := a.run("vm", "list"); code != 0 {
 		t.Fatalf("status %d: %s", code, a.err.String())
 	}
-	want := `NAME  STATE                          IMAGE            CPUS  MEMORY  DISK          AGE
-db    stopped (guest \x1b[31mended)  -                -     512MiB  0B/20GiB      3h
-web   running                        debian-bookworm  2     2GiB    1.5MiB/20GiB  3h
+	want := `NAME  STATE                          IMAGE            ADDRESS     CPUS  MEMORY  DISK          AGE
+db    stopped (guest \x1b[31mended)  -                -           -     512MiB  0B/20GiB      3h
+web   running                        debian-bookworm  172.16.0.2  2     2GiB    1.5MiB/20GiB  3h
 `
 	if diff := cmp.Diff(want, a.out.String()); diff != "" {
 		t.Error(diff)

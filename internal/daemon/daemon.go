@@ -56,6 +56,7 @@ type Daemon struct {
 	ops      *operation.Service
 	vms      *vm.Service
 	supplies *supplies
+	network  *network
 	started  time.Time
 
 	stopOnce sync.Once
@@ -101,6 +102,7 @@ func (d *Daemon) serve(ctx context.Context) error {
 	if err := d.wire(); err != nil {
 		return err
 	}
+	defer d.network.Close()
 	if n, err := db.FailRunningOperations(ctx, "the daemon stopped while this ran"); err != nil {
 		return err
 	} else if n > 0 {
@@ -139,7 +141,10 @@ func (d *Daemon) wire() error {
 	if err := errors.Join(errMem, errDisk); err != nil {
 		return fmt.Errorf("read the configuration: %w", err)
 	}
-	d.vms = vm.New(vm.Config{Records: d.db, Supplies: sup, Engine: sup.engine,
+	if d.network, err = newNetwork(d.settings, d.db, d.log); err != nil {
+		return err
+	}
+	d.vms = vm.New(vm.Config{Records: d.db, Supplies: sup, Engine: sup.engine, Network: d.network,
 		Defaults: vm.Defaults{Image: d.settings.DefaultImageName, CPUs: d.settings.CPUs,
 			MemoryBytes: defMem, DiskBytes: defDisk},
 		Paths: d.cfg.Paths, Log: d.log,

@@ -2,10 +2,13 @@ package vm
 
 import (
 	"context"
+	"net/netip"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 	"git.thaloco.com/thaloco/banger/internal/progress"
 	"git.thaloco.com/thaloco/banger/internal/store"
+	"git.thaloco.com/thaloco/banger/internal/vmm"
 	"git.thaloco.com/thaloco/banger/internal/vmm/probe"
 )
 
@@ -44,6 +47,21 @@ type Supplies interface {
 	AgentArchive(ctx context.Context) (string, error)
 	// Engine says which engine to start VMs on.
 	Engine(ctx context.Context) (probe.Decision, error)
+}
+
+// NetworkVM is a VM as the network knows it.
+type NetworkVM struct {
+	ID, Name string
+	Address  netip.Addr
+}
+
+// Network is the network of all VMs.
+type Network interface {
+	// Lease gives the VM of this id an address where it has none, records it, and returns what its guest must know.
+	Lease(ctx context.Context, id string) (wire.Network, error)
+	// Attach joins a running VM by its frames. It owns the link from then on, and lets go of both when the link ends; after
+	// an error the link is the caller's still.
+	Attach(v NetworkVM, link vmm.Link) error
 }
 
 // Defaults are the configured values for what a request leaves out.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -36,6 +37,8 @@ type fakeEngine struct {
 	hold     bool
 	// attachErr is what Attach fails with.
 	attachErr error
+	// linkErr is what OpenLink fails with.
+	linkErr error
 	// deaf guests do not power off when asked; stubborn ones do not end by /v1/end either.
 	deaf, stubborn bool
 	starts         int
@@ -206,9 +209,14 @@ func (m *fakeMachine) Resume(context.Context) error {
 	m.update(func(st *vmm.Status) { st.Phase, st.PauseReason = vmm.PhaseRunning, "" })
 	return nil
 }
+
 func (m *fakeMachine) OpenLink(context.Context) (vmm.Link, error) {
-	return nil, api.Errorf(api.KindConflict, "it has no network")
+	if err := m.engine.linkErr; err != nil {
+		return nil, err
+	}
+	return fakeLink{m}, nil
 }
+
 func (m *fakeMachine) ResizeDrive(context.Context, string) error { return nil }
 func (m *fakeMachine) Kill(context.Context) error                { m.end(vmm.EndKilled); return nil }
 func (m *fakeMachine) Close() error                              { return nil }
@@ -261,6 +269,33 @@ func (f *fakeSupplies) Engine(context.Context) (probe.Decision, error) {
 	return probe.Decision{Engine: "qemu", Accel: "tcg", Binary: "/qemu"}, f.fail("engine")
 }
 
+// fakeLink is the end of a VM's frames; nothing is on the wire.
+type fakeLink struct{ vm *fakeMachine }
+
+func (l fakeLink) ReadFrame([]byte) (int, error) { return 0, net.ErrClosed }
+func (l fakeLink) WriteFrame([][]byte) error     { return net.ErrClosed }
+func (l fakeLink) Close() error                  { return nil }
+
+// fakeNetwork is a network that only keeps the list of who joined.
+type fakeNetwork struct {
+	db     *store.Store
+	joined chan NetworkVM
+	err    error
+}
+
+func (f *fakeNetwork) Lease(ctx context.Context, id string) (wire.Network, error) {
+	if f.err != nil {
+		return wire.Network{}, f.err
+	}
+	a, err := f.db.Lease(ctx, id, netip.MustParsePrefix("172.16.0.0/24"), netip.MustParseAddr("172.16.0.1"))
+	return wire.Network{Address: a.String() + "/24"}, err
+}
+
+func (f *fakeNetwork) Attach(v NetworkVM, _ vmm.Link) error {
+	f.joined <- v
+	return nil
+}
+
 // world is a service on a fake host.
 type world struct {
 	t        *testing.T
@@ -268,6 +303,7 @@ type world struct {
 	db       *store.Store
 	engine   *fakeEngine
 	supplies *fakeSupplies
+	network  *fakeNetwork
 	paths    paths.Paths
 	owners   map[int]chan struct{}
 }
@@ -285,6 +321,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.db, w.supplies = db, &fakeSupplies{db: db}
+	w.network = &fakeNetwork{db: db, joined: make(chan NetworkVM, 100)}
 	w.svc = w.service()
 	t.Cleanup(func() {
 		w.svc.Close()
@@ -296,7 +333,7 @@ func newWorld(t *testing.T) *world {
 }
 
 func (w *world) service() *Service {
-	return New(Config{Records: w.db, Supplies: w.supplies, Engine: w.engine, Paths: w.paths, Log: slog.New(slog.DiscardHandler),
+	return New(Config{Records: w.db, Supplies: w.supplies, Engine: w.engine, Network: w.network, Paths: w.paths, Log: slog.New(slog.DiscardHandler),
 		Defaults: Defaults{Image: "img", CPUs: func(bool) int { return 1 }, MemoryBytes: 512 << 20, DiskBytes: 1 << 30},
 		Host: Host{CPUs: 4, MemoryBytes: 8 << 30, Now: time.Now, OwnerGone: func(_ context.Context, o api.Owner) <-chan struct{} {
 			if w.owners[o.PID] == nil {

@@ -75,7 +75,7 @@ func (s *Service) reattach(ctx context.Context, rec store.VM) error {
 			}
 		}
 		s.cfg.Log.Info("vm found running", "vm", rec.Name, "id", rec.ID)
-		l := s.watch(rec.ID, rec.Name, m)
+		l := s.watch(rec, m)
 		s.watchOwner(rec)
 		// Until its watcher has looked, its agent would not be known to answer, and a client that comes back to
 		// a command in it be sent away.

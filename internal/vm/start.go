@@ -94,7 +94,7 @@ func (s *Service) launch(ctx context.Context, id string, rep progress.Reporter) 
 	}); err != nil {
 		return nil, err
 	}
-	if _, err := s.move(ctx, id, evStart, ""); err != nil {
+	if rec, err = s.move(ctx, id, evStart, ""); err != nil {
 		return nil, err
 	}
 	machine, err := s.cfg.Engine.Start(ctx, s.cfg.Paths.VM(id), spec)
@@ -102,7 +102,7 @@ func (s *Service) launch(ctx context.Context, id string, rep progress.Reporter) 
 		return nil, s.notStarted(ctx, rec, err)
 	}
 	s.cfg.Log.Info("vm started", "vm", rec.Name, "id", id, "engine", spec.Engine, "accel", spec.Accel)
-	return s.watch(id, rec.Name, machine), nil
+	return s.watch(rec, machine), nil
 }
 
 // notStarted records that the engine did not start a VM.
@@ -144,6 +144,10 @@ func (s *Service) spec(ctx context.Context, rec store.VM) (vmm.Spec, error) {
 	if err != nil {
 		return vmm.Spec{}, err
 	}
+	network, err := s.cfg.Network.Lease(ctx, rec.ID)
+	if err != nil {
+		return vmm.Spec{}, err
+	}
 	cpus, deadline, emulated := rec.CPUs, bootDeadlineKVM, eng.Accel == probe.TCG
 	if emulated {
 		deadline = bootDeadlineTCG
@@ -160,7 +164,7 @@ func (s *Service) spec(ctx context.Context, rec store.VM) (vmm.Spec, error) {
 		},
 		Identity: wire.Identity{VM: rec.ID, Hostname: rec.Name, MachineID: rec.MachineID, Env: append(append([]string{}, img.Env...), rec.Env...),
 			WorkDir: img.WorkDir, User: img.User, DataBytes: rec.DiskBytes,
-			AuthorizedKeys: []string{user.Public}, SSHHostKey: rec.SSHHostKey},
+			AuthorizedKeys: []string{user.Public}, SSHHostKey: rec.SSHHostKey, Network: &network},
 		BootDeadline: deadline, Unsafe: rec.RemoveOnExit}, nil
 }
 

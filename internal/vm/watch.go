@@ -10,8 +10,8 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 )
 
-// watch follows a started VM until it ends or the service closes, and keeps its record true.
-func (s *Service) watch(id, name string, m vmm.Machine) *live {
+// watch follows a started VM until it ends or the service closes, keeps its record true, and joins it to the network.
+func (s *Service) watch(rec store.VM, m vmm.Machine) *live {
 	first := m.Status()
 	first.Seq, first.Mark = 0, api.MarkNone // a mark is told once the record says it too
 	if first.Phase == vmm.PhaseEnded {
@@ -19,9 +19,10 @@ func (s *Service) watch(id, name string, m vmm.Machine) *live {
 	}
 	l := &live{machine: m, status: first, ended: make(chan struct{}), change: make(chan struct{})}
 	s.mu.Lock()
-	s.live[id] = l
+	s.live[rec.ID] = l
 	s.mu.Unlock()
-	s.tasks.Go(func() { s.follow(id, name, l) })
+	s.tasks.Go(func() { s.follow(rec.ID, rec.Name, l) })
+	s.plug(rec, l)
 	return l
 }
 

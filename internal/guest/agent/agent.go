@@ -209,18 +209,23 @@ func (l connListener) Close() error { return nil }
 // Addr implements net.Listener.
 func (l connListener) Addr() net.Addr { return &net.UnixAddr{Name: "banger", Net: "unix"} }
 
-// settle does what can wait until the host has been called: the modules nothing needed so far, the marks,
+// settle does what can wait until the host has been called: the modules nothing needed so far, the network, the marks,
 // and the growth of a new data file system.
 func (a *agent) settle(ctx context.Context) {
 	select {
 	case <-a.welcomed:
 	case <-time.After(welcomeTimeout):
 	}
-	if a.init != initSystemd {
-		a.call.reached(api.MarkFull)
-	}
 	if err := loadRest(fdModules); err != nil {
 		a.log.Warn("loading modules", "error", err)
+	}
+	if n := a.conf.Identity.Network; n != nil {
+		if err := setUpNetwork(*n); err != nil {
+			a.log.Error("the guest has no network", "error", err)
+		}
+	}
+	if a.init != initSystemd {
+		a.call.reached(api.MarkFull)
 	}
 	go a.growToIdentity()
 	defer func() { go a.keepSSHPort(ctx) }() // an ssh server of the image has had its chance

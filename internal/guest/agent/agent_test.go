@@ -235,7 +235,7 @@ func symlink(root, target, p string) error {
 
 func TestUnits(t *testing.T) {
 	dir := t.TempDir()
-	must(t, writeUnits(dir))
+	must(t, writeUnits(dir, units()))
 	for p, want := range map[string]string{
 		"system.control/serial-getty@ttyS0.service":      "/dev/null",
 		"system/basic.target.wants/banger-ready.socket":  "../banger-ready.socket",

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/http"
 
@@ -37,7 +38,11 @@ func (a *agent) setIdentity(_ context.Context, id wire.Identity) error {
 	if err := a.renewSSH(); err != nil {
 		a.log.Error("the ssh server keeps its keys", "error", err)
 	}
-	return setIdentity(id)
+	err := setIdentity(id)
+	if id.Network != nil {
+		err = errors.Join(err, setUpNetwork(*id.Network))
+	}
+	return err
 }
 
 // shutdown asks PID 1 for an end.

@@ -86,7 +86,11 @@ func boot(log *bootLog) (initKind, string, *os.Process, error) {
 	log.warn(os.WriteFile("/proc/sys/kernel/modprobe", []byte(runDir+"/modprobe\n"), 0o644))
 	kind, path := findInit("/")
 	if kind == initSystemd {
-		log.warn(writeUnits(runUnits))
+		all := units()
+		if n := conf.Identity.Network; n != nil {
+			all = append(all, networkUnits(*n)...)
+		}
+		log.warn(writeUnits(runUnits, all))
 	} else {
 		log.warn(mountCgroups())
 	}

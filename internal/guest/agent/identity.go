@@ -31,6 +31,9 @@ func setIdentity(id wire.Identity) error {
 	if id.MachineID != "" {
 		errs = append(errs, writeChanged("/etc/machine-id", id.MachineID+"\n"))
 	}
+	if id.Network != nil {
+		errs = append(errs, networkFiles(*id.Network))
+	}
 	return errors.Join(errs...)
 }
 

@@ -58,9 +58,9 @@ func units() []unitFile {
 	return out
 }
 
-// writeUnits writes the units below dir.
-func writeUnits(dir string) error {
-	for _, u := range units() {
+// writeUnits writes units below dir.
+func writeUnits(dir string, all []unitFile) error {
+	for _, u := range all {
 		p := path.Join(dir, u.path)
 		if err := os.MkdirAll(path.Dir(p), 0o755); err != nil {
 			return err

@@ -1,0 +1,93 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+
+	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/config"
+	"git.thaloco.com/thaloco/banger/internal/guest/wire"
+	"git.thaloco.com/thaloco/banger/internal/network/dns"
+	"git.thaloco.com/thaloco/banger/internal/network/egress"
+	"git.thaloco.com/thaloco/banger/internal/network/user"
+	"git.thaloco.com/thaloco/banger/internal/store"
+	"git.thaloco.com/thaloco/banger/internal/vm"
+	"git.thaloco.com/thaloco/banger/internal/vmm"
+)
+
+// domain is what names of VMs end in.
+const domain = "vm"
+
+// network is vm.Network: the addresses of VMs, and the switch, the gateway and the resolver behind them.
+type network struct {
+	cidr    netip.Prefix
+	gateway netip.Addr
+	db      *store.Store
+	dns     *dns.Server
+	user    *user.Network
+}
+
+func newNetwork(settings config.Config, db *store.Store, log *slog.Logger) (*network, error) {
+	n := &network{cidr: settings.CIDR, gateway: settings.BridgeIP, db: db}
+	policy, err := egress.New(egress.Config{CIDR: n.cidr, AllowPrivate: settings.AllowPrivateNetworks})
+	if err != nil {
+		return nil, err
+	}
+	n.dns = dns.New(dns.Config{Gateway: n.gateway, CIDR: n.cidr, Lookup: n.lookup, Reverse: n.reverse,
+		Upstreams: settings.DefaultDNS, Log: log})
+	n.user, err = user.New(user.Config{CIDR: n.cidr, Gateway: n.gateway, Policy: policy, DNS: n.dns, Names: n.dns.NamesOf, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// lookup finds the address of a VM.
+func (n *network) lookup(name string) (netip.Addr, bool) {
+	rec, err := n.db.VM(context.Background(), name)
+	return rec.Address, err == nil && rec.Name == name && rec.Address.IsValid()
+}
+
+// reverse finds the VM that has an address.
+func (n *network) reverse(a netip.Addr) (string, bool) {
+	_, name, err := n.db.LeaseOf(context.Background(), a)
+	return name, err == nil
+}
+
+// Lease implements vm.Network.
+func (n *network) Lease(ctx context.Context, id string) (wire.Network, error) {
+	a, err := n.db.Lease(ctx, id, n.cidr, n.gateway)
+	if err != nil {
+		return wire.Network{}, err
+	}
+	return wire.Network{MAC: macOf(a).String(), Address: netip.PrefixFrom(a, n.cidr.Bits()).String(), Gateway: n.gateway.String(),
+		DNS: []string{n.gateway.String()}, Search: domain, MTU: wire.NetMTU}, nil
+}
+
+// Attach implements vm.Network.
+func (n *network) Attach(v vm.NetworkVM, link vmm.Link) error {
+	if !n.cidr.Contains(v.Address) {
+		return api.Errorf(api.KindConflict, "its address %s is not in cidr %s any more", v.Address, n.cidr)
+	}
+	port, err := n.user.Attach(user.VM{ID: v.ID, Name: v.Name, Addr: v.Address, MAC: macOf(v.Address)}, link)
+	if err != nil {
+		return fmt.Errorf("join the network: %w", err)
+	}
+	go func() {
+		<-port.Done()
+		n.dns.Forget(v.ID)
+	}()
+	return nil
+}
+
+// Close ends the network: the guests' connections to the outside are reset.
+func (n *network) Close() { n.user.Close() }
+
+// macOf is the hardware address of a VM's eth0: QEMU's prefix, locally administered, and the IPv4 address.
+func macOf(a netip.Addr) net.HardwareAddr {
+	b := a.As4()
+	return net.HardwareAddr{0x52, 0x54, b[0], b[1], b[2], b[3]}
+}

@@ -1,0 +1,68 @@
+package vm
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/progress"
+)
+
+func TestNetworkOfVMs(t *testing.T) {
+	w := newWorld(t)
+	a := w.create(api.CreateVM{Name: "a", Start: true})
+	if a.Address != netip.MustParseAddr("172.16.0.2") {
+		t.Errorf("a has address %s", a.Address)
+	}
+	if got := <-w.network.joined; got != (NetworkVM{ID: a.ID, Name: "a", Address: a.Address}) {
+		t.Errorf("%+v joined", got)
+	}
+	b := w.create(api.CreateVM{Name: "b"})
+	if b.Address.IsValid() {
+		t.Errorf("b, never started, has address %s", b.Address)
+	}
+	// A new daemon joins what runs.
+	w.restart()
+	if got := <-w.network.joined; got.Name != "a" || got.Address != a.Address {
+		t.Errorf("after a restart %+v joined", got)
+	}
+	// An address stays the VM's until it is deleted.
+	if _, err := w.svc.Stop(t.Context(), "a", 0, progress.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := w.svc.Start(t.Context(), "b", "", progress.Discard); err != nil || b.Address != netip.MustParseAddr("172.16.0.3") {
+		t.Errorf("b has %s, %v", b.Address, err)
+	}
+	if err := w.svc.Delete(t.Context(), "a", false); err != nil {
+		t.Fatal(err)
+	}
+	if c := w.create(api.CreateVM{Name: "c", Start: true}); c.Address != a.Address {
+		t.Errorf("c has address %s", c.Address)
+	}
+}
+
+func TestNoNetwork(t *testing.T) {
+	w := newWorld(t)
+	// Where the frames cannot be had the VM runs all the same, and an event says so.
+	w.engine.linkErr = errors.New("no frames")
+	w.create(api.CreateVM{Name: "a", Start: true})
+	found := false
+	for !found {
+		events, err := w.db.Events(t.Context(), 0, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, ev := range events {
+			found = found || ev.Kind == "vm.network" && strings.Contains(ev.Text, "no frames")
+		}
+	}
+	// Where there is no address it does not start.
+	w.network.err = api.Errorf(api.KindConflict, "no address is left")
+	_, err := w.svc.Create(t.Context(), api.CreateVM{Name: "b", Start: true}, progress.Discard)
+	if api.KindOf(err) != api.KindConflict || !strings.Contains(err.Error(), "no address is left") {
+		t.Errorf("start without an address: %v", err)
+	}
+	w.gone("b")
+}
