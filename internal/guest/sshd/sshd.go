@@ -73,8 +73,8 @@ type Server struct {
 	cfg    Config
 	log    *slog.Logger
 	ssh    atomic.Pointer[ssh.ServerConfig]
-	slots  chan struct{}   // one for each connection
-	logins chan struct{}   // one for each client of a listener that is about to log in
+	slots  chan struct{} // one for each connection
+	logins chan struct{} // one for each client of a listener that is about to log in
 }
 
 // New returns a Server. The error says that the host key is none.
