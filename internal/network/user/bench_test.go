@@ -1,0 +1,142 @@
+package user
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"runtime"
+	"testing"
+	"time"
+
+	"git.thaloco.com/thaloco/banger/internal/network/nettest"
+)
+
+// benchPort are the ports outside leads to servers of a benchmark: 1 below is where to.
+func benchNetwork(b testing.TB, handle func(*net.TCPConn)) (*Network, *outside) {
+	b.Helper()
+	o := &outside{tcp: map[uint16]string{80: serveTCP(b, handle)}}
+	return newNetwork(b, o), o
+}
+
+const bulkBlock = 1 << 20
+
+// BenchmarkFromGuest sends from the kernel of a guest to a socket of the host.
+func BenchmarkFromGuest(b *testing.B) {
+	n, _ := benchNetwork(b, func(c *net.TCPConn) {
+		// the kernel may throw the bytes away: what is measured is the way there
+		_, _ = io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{c}, make([]byte, bulkBlock))
+		_ = c.Close()
+	})
+	g, port := linuxGuest(b, n, 1)
+	c := mustDialIn(b, g, "tcp", netip.MustParseAddrPort("203.0.113.5:80"))
+	_ = c.SetDeadline(time.Time{})
+	block := make([]byte, bulkBlock)
+	b.SetBytes(bulkBlock)
+	for b.Loop() {
+		if _, err := c.Write(block); err != nil {
+			b.Fatal(err)
+		}
+	}
+	_ = c.(*net.TCPConn).CloseWrite()
+	_, _ = io.Copy(io.Discard, c) // until the other side has read all
+	b.ReportMetric(float64(port.Stats().Overrun), "overruns")
+}
+
+// BenchmarkToGuest sends from a socket of the host to the kernel of a guest.
+func BenchmarkToGuest(b *testing.B) {
+	n, _ := benchNetwork(b, func(c *net.TCPConn) {
+		block := make([]byte, bulkBlock)
+		for {
+			if _, err := c.Write(block); err != nil {
+				return
+			}
+		}
+	})
+	g, port := linuxGuest(b, n, 1)
+	c := mustDialIn(b, g, "tcp", netip.MustParseAddrPort("203.0.113.5:80"))
+	_ = c.SetDeadline(time.Time{})
+	block := make([]byte, bulkBlock)
+	b.SetBytes(bulkBlock)
+	for b.Loop() {
+		if _, err := io.ReadFull(c, block); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(port.Stats().Overrun), "overruns")
+}
+
+// BenchmarkConnect opens, uses and closes a connection.
+func BenchmarkConnect(b *testing.B) {
+	n, _ := benchNetwork(b, echoTCP)
+	g, _ := linuxGuest(b, n, 1)
+	buf := []byte{1}
+	_ = g.Try(func() error {
+		for b.Loop() {
+			c, err := net.Dial("tcp", "203.0.113.5:80")
+			if err != nil {
+				b.Fatal(err)
+			}
+			if _, err := c.Write(buf); err != nil {
+				b.Fatal(err)
+			}
+			if _, err := io.ReadFull(c, buf); err != nil {
+				b.Fatal(err)
+			}
+			_ = c.Close()
+		}
+		return nil
+	})
+}
+
+// TestIdleConnectionMemory holds many connections that were used once.
+func TestIdleConnectionMemory(t *testing.T) {
+	const count, limit = 1000, 48 << 10
+	o := &outside{tcp: map[uint16]string{80: serveTCP(t, func(c *net.TCPConn) {
+		var b [1]byte
+		_, _ = c.Read(b[:])
+		_, _ = c.Write(b[:])
+	})}}
+	n := newNetwork(t, o, func(c *Config) { c.Sockets = 16384 })
+	g := nettest.NewGuest(t, netip.PrefixFrom(testVM(1).Addr, 24), testVM(1).MAC, testGateway, 65520)
+	port, err := n.Attach(testVM(1), g.Link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// the guest's and the server's ends live in this process too: what they cost is measured first
+	base := heap()
+	conns := make([]net.Conn, count)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for i := range conns {
+		c := mustDialIn(t, g, "tcp", netip.MustParseAddrPort("203.0.113.5:80"))
+		if _, err := c.Write([]byte{1}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		conns[i] = c
+	}
+	if ctx.Err() != nil {
+		t.Fatal("too slow")
+	}
+	if open := port.Stats().OpenTCP; open != count {
+		t.Fatalf("%d connections are open, want %d", open, count)
+	}
+	per := (heap() - base) / count
+	t.Logf("%d bytes per idle connection, both of its ends included", per)
+	if per > limit {
+		t.Errorf("an idle connection holds %d bytes, more than %d", per, limit)
+	}
+	runtime.KeepAlive(conns)
+}
+
+// heap is what the process holds, goroutine stacks included, in bytes.
+func heap() int64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc + m.StackInuse)
+}
