@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -39,6 +40,40 @@ func TestUmask(t *testing.T) {
 	got, err := Runner{}.Output(t.Context(), Cmd{Argv: []string{"sh", "-c", "umask; echo \"$@\"", "sh", "a b"}, Umask: "027"})
 	if err != nil || string(got) != "0027\na b\n" {
 		t.Errorf("Output = %q, %v", got, err)
+	}
+}
+
+// TestUserNS: the program is root inside and one of nobody's users outside.
+func TestUserNS(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root gives others a user namespace")
+	}
+	ns := &UserNS{FirstUID: 0x70000000, FirstGID: 0x70010000, Count: 10}
+	dir := t.TempDir()
+	for d := dir; d != "/"; d = filepath.Dir(d) {
+		if st, err := os.Stat(d); err != nil || st.Mode()&0o005 != 0o005 {
+			if err := os.Chmod(d, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if d == os.TempDir() {
+			break
+		}
+	}
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Runner{}.Output(t.Context(), Cmd{Dir: dir, UserNS: ns, Umask: "022", Argv: []string{"sh", "-c",
+		"id -u; id -g; cat /proc/self/uid_map /proc/self/gid_map; : >mine; chown 9:9 mine && ! chown 10:10 mine 2>/dev/null"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := strings.Fields(string(got)), []string{"0", "0", "0", "1879048192", "10", "0", "1879113728", "10"}; !slices.Equal(got, want) {
+		t.Errorf("it says %q, want %q", got, want)
+	}
+	var st syscall.Stat_t
+	if err := syscall.Stat(filepath.Join(dir, "mine"), &st); err != nil || st.Uid != 0x70000009 || st.Gid != 0x70010009 {
+		t.Errorf("its file belongs to %d:%d, %v", st.Uid, st.Gid, err)
 	}
 }
 
