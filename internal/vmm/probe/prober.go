@@ -16,11 +16,6 @@ type Config struct {
 	QEMUBin, FirecrackerBin string
 }
 
-// Choose observes the host and decides, in some 50 ms. Who does that often uses a Prober.
-func Choose(ctx context.Context, cfg Config) (Decision, error) {
-	return (&Prober{Config: cfg}).Choose(ctx)
-}
-
 // Prober looks at the host again each time it is asked (KVM may be permitted, QEMU installed, while it lives), but
 // asks a program for its version only once.
 type Prober struct {
