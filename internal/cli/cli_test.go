@@ -160,8 +160,8 @@ func TestUnknownCommands(t *testing.T) {
 // layers are the packages of banger that these packages import: the arrows of the architecture.
 var layers = map[string][]string{
 	"../../cmd/banger": {"internal/cli"},
-	".": {"api", "client", "internal/buildinfo", "internal/config", "internal/guest/exec", "internal/guest/wire",
-		"internal/hostexec", "internal/hostproc", "internal/paths", "internal/sshkeys"},
+	".": {"api", "client", "internal/buildinfo", "internal/config", "internal/doctor", "internal/guest/exec", "internal/guest/wire",
+		"internal/filestream", "internal/guest/files", "internal/hostexec", "internal/hostfiles", "internal/hostproc", "internal/paths", "internal/sshkeys"},
 	"../../client": {"api", "internal/filestream", "internal/buildinfo", "internal/paths"},
 	"../../api":    nil,
 }

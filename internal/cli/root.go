@@ -65,6 +65,7 @@ func newRoot(a *App) *cobra.Command {
 		group(groupDaemon, "config", "Look at the configuration",
 			newConfigShow(a), newConfigPath(a)),
 		newSSHConfig(a), newSSHProxy(a),
+		newDoctor(a),
 		newVersion(a),
 	)
 	return root

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"errors"
 	"io/fs"
+	"os"
 	"os/user"
 	"slices"
 	"strconv"
@@ -92,6 +93,9 @@ func (h host) userNS() *hostexec.UserNS {
 	}
 	return &hostexec.UserNS{FirstUID: u.first, FirstGID: g.first, Count: idCount}
 }
+
+// CheckHost says what is missing on this host to build an image, and how to get it; nil where nothing is.
+func CheckHost() error { return newHost(os.DirFS("/"), hostexec.Runner{}, os.Geteuid()).check() }
 
 // check says what is missing on the host to build an image, and how to get it.
 func (h host) check() error {

@@ -1,0 +1,88 @@
+package doctor
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Route is where the host sends packets for some addresses.
+type Route struct {
+	To        netip.Prefix
+	Interface string
+}
+
+// Overlap returns the routes of a host that share addresses with cidr, the narrowest first: what is there cannot be reached
+// from guests, or guests not from the host. Routes to everywhere do not count, nor do the two halves of everywhere
+// that VPNs lay over them.
+func Overlap(cidr netip.Prefix, routes []Route) []Route {
+	var out []Route
+	for _, r := range routes {
+		if r.To.Bits() > 1 && r.To.Overlaps(cidr) {
+			out = append(out, r)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b Route) int { return b.To.Bits() - a.To.Bits() })
+	return out
+}
+
+// freeCIDRs are networks to propose instead of one that is taken; few sites use them.
+var freeCIDRs = []string{"172.16.0.0/24", "172.29.213.0/24", "10.213.0.0/24", "192.168.213.0/24", "198.18.213.0/24"}
+
+// network looks whether the guests' addresses are free on the host.
+func (o Observations) network() Check {
+	const name = "network"
+	c := o.Settings
+	var taken []Route
+	for _, r := range Overlap(c.CIDR, o.Routes) {
+		if c.Network != "bridge" || r.Interface != c.BridgeName {
+			taken = append(taken, r)
+		}
+	}
+	if len(taken) == 0 {
+		return ok(name, "mode %q, guests have %s", c.Network, c.CIDR)
+	}
+	var what []string
+	for _, r := range taken {
+		what = append(what, r.To.String()+" by "+r.Interface)
+	}
+	w := warn(name, "guests have %s, and this host reaches %s: guests cannot reach what is there", c.CIDR, strings.Join(what, ", "))
+	for _, text := range freeCIDRs {
+		if free := netip.MustParsePrefix(text); len(Overlap(free, o.Routes)) == 0 {
+			return w.hint("set cidr = %q in %s", text, o.ConfigPath)
+		}
+	}
+	return w.hint("set cidr in %s to addresses this host does not use", o.ConfigPath)
+}
+
+// resolver tells who answers guests' questions for names.
+func (o Observations) resolver() Check {
+	const name = "resolver"
+	from, list := "resolv.conf", o.Resolvers
+	if len(o.Settings.DefaultDNS) > 0 {
+		from, list = "default_dns", o.Settings.DefaultDNS
+	}
+	if len(list) == 0 {
+		return warn(name, "/etc/resolv.conf names no resolver: guests can resolve the names of VMs only").
+			hint("name one with default_dns = [\"ADDRESS\"] in %s", o.ConfigPath)
+	}
+	var addrs []string
+	for _, a := range list {
+		if a.Port() == 53 {
+			addrs = append(addrs, a.Addr().String())
+		} else {
+			addrs = append(addrs, a.String())
+		}
+	}
+	return ok(name, "%s, from %s", strings.Join(addrs, ", "), from)
+}
+
+// ping tells whether guests can ping outside, which the daemon does for them with the kernel's unprivileged ping sockets.
+func (o Observations) ping() Check {
+	const name = "ping"
+	if slices.ContainsFunc(o.Groups, func(g int) bool { return g >= o.PingGroups[0] && g <= o.PingGroups[1] }) {
+		return ok(name, "guests can ping what is outside")
+	}
+	return ok(name, "guests can ping the gateway and other VMs only: this user is in no group of net.ipv4.ping_group_range").
+		hint("sudo sysctl -w net.ipv4.ping_group_range='0 2147483647'")
+}
