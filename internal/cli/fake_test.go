@@ -21,6 +21,7 @@ import (
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/guest/process"
+	"git.thaloco.com/thaloco/banger/internal/hostexec"
 )
 
 // fakeDaemon is banger's API over a unix socket, with VMs that are entries of a map and whose
@@ -145,6 +146,7 @@ func (d *fakeDaemon) handler() http.Handler {
 	d.storeRoutes(handle)
 	mux.HandleFunc("GET /v1/operations/{id}/events", d.operationEvents)
 	mux.HandleFunc("GET /v1/vms/{name}/exec", d.exec)
+	mux.HandleFunc("GET /v1/vms/{name}/ssh", d.ssh)
 	mux.HandleFunc("GET /v1/vms/{name}/logs", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s of %s\r\n\x1b[32mgreen\x1b[0m \x1b]0;title\a\n", r.URL.Query().Get("source"), r.PathValue("name"))
 	})
@@ -216,6 +218,16 @@ func (d *fakeDaemon) vmRoutes(handle handleFunc) {
 		return 200, seen, nil
 	})
 	handle("POST /v1/vms", d.create)
+	handle("GET /v1/vms/{name}/ssh-target", func(r *http.Request) (int, any, error) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		vm, err := d.running(r.PathValue("name"))
+		if err != nil {
+			return 0, nil, err
+		}
+		return 200, api.SSHTarget{ID: vm.ID, Name: vm.Name, HostKeyAlias: vm.ID, User: "root",
+			KnownHosts: "/state/known_hosts", IdentityFile: "/config/100% mine/id", HostKey: "ssh-ed25519 AAAA"}, nil
+	})
 	change := func(verb string, work func(r *http.Request, vm *api.VM) error) func(r *http.Request) (int, any, error) {
 		return func(r *http.Request) (int, any, error) {
 			d.mu.Lock()
@@ -281,6 +293,15 @@ func (d *fakeDaemon) find(name string) (*api.VM, error) {
 		}
 	}
 	return nil, api.Errorf(api.KindNotFound, "vm %q: there is none of that name", name).WithHint("banger vm list")
+}
+
+// running finds a VM that runs; the caller holds mu.
+func (d *fakeDaemon) running(name string) (*api.VM, error) {
+	vm, err := d.find(name)
+	if err == nil && vm.State != api.StateRunning {
+		err = api.Errorf(api.KindConflict, "vm %q is %s", vm.Name, vm.State).WithHint("start it: banger vm start %s", vm.Name)
+	}
+	return vm, err
 }
 
 func (d *fakeDaemon) create(r *http.Request) (int, any, error) {
@@ -417,26 +438,44 @@ func (d *fakeDaemon) operationEvents(w http.ResponseWriter, r *http.Request) {
 func (d *fakeDaemon) exec(w http.ResponseWriter, r *http.Request) {
 	d.mu.Lock()
 	d.owned = append(d.owned, r.URL.Query().Get("id"))
-	vm, err := d.find(r.PathValue("name"))
-	if err == nil && vm.State != api.StateRunning {
-		err = api.Errorf(api.KindConflict, "vm %q is %s", vm.Name, vm.State).WithHint("banger vm start %s", vm.Name)
+	d.mu.Unlock()
+	if conn := d.upgrade(w, r, ""); conn != nil {
+		d.procs.Serve(context.Background(), conn)
 	}
+}
+
+// ssh greets as an ssh server does, in the same write as the answer, and sends back what comes, until that ends.
+func (d *fakeDaemon) ssh(w http.ResponseWriter, r *http.Request) {
+	conn := d.upgrade(w, r, "SSH-2.0-fake\r\n")
+	if conn == nil {
+		return
+	}
+	defer conn.Close()
+	io.Copy(conn, conn)
+	io.WriteString(conn, "end")
+}
+
+// upgrade makes a request for a VM that runs a stream that begins with greeting; nil where it was refused.
+func (d *fakeDaemon) upgrade(w http.ResponseWriter, r *http.Request, greeting string) net.Conn {
+	d.mu.Lock()
+	_, err := d.running(r.PathValue("name"))
 	d.mu.Unlock()
 	if err != nil {
 		w.WriteHeader(api.KindOf(err).Status())
 		json.NewEncoder(w).Encode(api.ErrorReply{Error: api.AsError(err)})
-		return
+		return nil
 	}
 	conn, rw, err := w.(http.Hijacker).Hijack()
 	if err != nil {
 		d.t.Error(err)
-		return
+		return nil
 	}
-	fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: banger-exec\r\n%s: %d\r\n\r\n", api.HeaderAPIVersion, api.Version)
+	fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n%s: %d\r\n\r\n%s",
+		r.Header.Get("Upgrade"), api.HeaderAPIVersion, api.Version, greeting)
 	if rw.Reader.Buffered() > 0 {
-		d.t.Error("the client sent frames before the upgrade was answered")
+		d.t.Error("the client sent data before the upgrade was answered")
 	}
-	d.procs.Serve(context.Background(), conn)
+	return conn
 }
 
 // testApp is an App over buffers, with directories of its own.
@@ -469,6 +508,11 @@ func newTestApp(t *testing.T) *testApp {
 		Now:        func() time.Time { return time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC) },
 		Executable: func() (string, error) { return filepath.Join(home, "bin", "banger"), nil },
 		Signals:    a.signals,
+		LookPath:   func(name string) (string, error) { return "", fmt.Errorf("%s: %w", name, hostexec.ErrNotInstalled) },
+		Replace: func(argv []string) error {
+			t.Errorf("banger became %q", argv)
+			return io.ErrUnexpectedEOF
+		},
 		StartDaemon: func(context.Context) error {
 			t.Error("the daemon was started")
 			return io.ErrUnexpectedEOF

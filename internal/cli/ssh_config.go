@@ -25,8 +25,8 @@ git, VS Code's Remote-SSH and DOCKER_HOST=ssh://NAME.vm. It holds for VMs that a
 
 --install writes it to a file of banger's own and puts one Include of that at the top of ~/.ssh/config.
 Do it again when banger, its directories or ssh_key_path have moved. --uninstall takes both away.`,
-		Example: `  banger ssh-config --install
-  ssh testbox.vm
+		Example: `  banger ssh-config
+  banger ssh-config --install
   banger ssh-config --uninstall`,
 		GroupID:           groupDaemon,
 		Args:              noArgs,

@@ -26,8 +26,8 @@ func newSSHProxy(a *App) *cobra.Command {
 		Short: "Connect stdin and stdout to the ssh server of a VM",
 		Long: `Connect stdin and stdout to the ssh server of a VM. This is ssh's ProxyCommand in what banger ssh-config
 prints; it is of no use by itself.`,
-		Example: `  ssh -o ProxyCommand='banger ssh-proxy %h' root@testbox.vm
-  ssh -o ProxyCommand='banger ssh-proxy --fdpass %h' -o ProxyUseFdpass=yes root@testbox.vm`,
+		Example: `  banger ssh-proxy testbox.vm
+  banger ssh-proxy --fdpass testbox`,
 		Hidden:            true,
 		Args:              args(1, 1, "the name of a VM"),
 		ValidArgsFunction: a.completeVMs(1),

@@ -445,7 +445,7 @@ func TestExec(t *testing.T) {
 		err  string
 	}{
 		{"exec web -w " + dir + " -e K=V=1 -- env -u X sh -c pwd;echo${IFS}$K", 0, dir + "\nV=1\n", ""},
-		{"exec off -- true", 125, "", "hint: banger vm start off"},
+		{"exec off -- true", 125, "", "hint: start it: banger vm start off"},
 		{"exec nope -- true", 125, "", "there is none of that name"},
 		{"exec web ls -l", 2, "", "stand behind --"},
 		{"exec web ls", 2, "", "hint: banger vm exec web -- ls"},

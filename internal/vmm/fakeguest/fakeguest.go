@@ -43,6 +43,8 @@ type Config struct {
 	OnVerb func(verb string)
 	// Verbs are further programs that only call OnVerb.
 	Verbs []string
+	// SFTP is the command of the ssh server's sftp server; nil for none.
+	SFTP []string
 }
 
 // Guest is a fake guest.
@@ -50,6 +52,7 @@ type Guest struct {
 	cfg   Config
 	procs *process.Manager
 	api   *apiServer
+	ssh   *sshServer // nil where the guest was given no host key
 	fifo  *os.File
 	done  sync.WaitGroup
 }
@@ -80,6 +83,13 @@ func New(cfg Config) (*Guest, error) {
 		Log:      cfg.Log,
 		Defaults: func() process.Defaults { return process.Defaults{Env: env, WorkDir: home} },
 	})
+	if cfg.Identity.SSHHostKey != "" {
+		if g.ssh, err = newSSHServer(cfg, g.procs); err != nil {
+			_ = g.procs.Close()
+			_ = g.fifo.Close()
+			return nil, fmt.Errorf("start the fake guest: %w", err)
+		}
+	}
 	g.api = newAPIServer(g)
 	g.done.Go(g.readVerbs)
 	return g, nil
@@ -121,6 +131,8 @@ func (g *Guest) Accept(port uint32, conn net.Conn) bool {
 		return true
 	case wire.PortAPI:
 		return g.api.accept(conn)
+	case wire.PortSSH:
+		return g.ssh != nil && g.ssh.accept(conn)
 	default:
 		return false
 	}
@@ -129,6 +141,9 @@ func (g *Guest) Accept(port uint32, conn net.Conn) bool {
 // Close kills the guest's processes.
 func (g *Guest) Close() {
 	g.api.close()
+	if g.ssh != nil {
+		g.ssh.close()
+	}
 	_ = g.procs.Close()
 	_ = g.fifo.Close()
 	g.done.Wait()

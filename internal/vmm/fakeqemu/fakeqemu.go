@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"git.thaloco.com/thaloco/banger/internal/guest/channel"
+	"git.thaloco.com/thaloco/banger/internal/guest/sshd"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 	"git.thaloco.com/thaloco/banger/internal/initramfs"
 	"git.thaloco.com/thaloco/banger/internal/vmm/fakeguest"
@@ -78,10 +79,20 @@ type Knobs struct {
 // inNamespace marks the process that is in its own mount namespace.
 const inNamespace = "FAKEQEMU_NAMESPACE=1"
 
+// sftpArg makes the program the sftp server of its guest's ssh server.
+const sftpArg = "sftp-server"
+
 // Main runs the program with arguments args and returns its exit status.
 func Main(args []string) int {
 	if len(args) == 1 && args[0] == "--version" {
 		fmt.Fprintln(os.Stdout, "QEMU emulator version 9.0.0 (fake)")
+		return 0
+	}
+	if len(args) == 1 && args[0] == sftpArg {
+		if err := sshd.ServeSFTP(os.Stdin, os.Stdout); err != nil && !errors.Is(err, io.EOF) {
+			fmt.Fprintln(os.Stderr, "fakeqemu:", err)
+			return 1
+		}
 		return 0
 	}
 	if err := enterNamespace(); err != nil {
@@ -310,7 +321,7 @@ func (p port) Write(b []byte) (int, error) {
 func (v *vm) startGuest(agent net.Conn) (err error) {
 	v.guest, err = fakeguest.New(fakeguest.Config{
 		Dir: "fakeguest", Identity: v.boot.Identity, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
-		OnVerb: v.verb, Verbs: []string{"crash", "diskfull"},
+		OnVerb: v.verb, Verbs: []string{"crash", "diskfull"}, SFTP: []string{"/proc/self/exe", sftpArg},
 	})
 	if err != nil {
 		return err
