@@ -86,7 +86,23 @@ func writeNew(ctx context.Context, path string, write func(*os.File) error) (err
 		return context.Cause(ctx)
 	}
 	// A link, unlike a rename, does not replace what somebody else made meanwhile.
-	return os.Link(f.Name(), path)
+	if err := os.Link(f.Name(), path); err != nil {
+		return err
+	}
+	return syncName(path)
+}
+
+// syncName puts the name of a new file on the disk; where that fails the name is taken away again.
+func syncName(path string) error {
+	d, err := os.Open(filepath.Dir(path))
+	if err == nil {
+		err = d.Sync()
+		_ = d.Close()
+	}
+	if err != nil {
+		_ = os.Remove(path)
+	}
+	return err
 }
 
 // Layout of a superblock, as far as a new UUID is concerned.
