@@ -3,6 +3,7 @@ package image
 import (
 	"archive/tar"
 	"bufio"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"crypto/sha512"
@@ -47,28 +48,40 @@ func (p npmPackage) fetch(ctx context.Context, client *http.Client, registry, di
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	tmp, err := os.CreateTemp(dir, tmpPrefix)
+	// Always the same name, so that what a crash leaves is overwritten by the next; one pull runs at a time.
+	tmp, err := os.Create(file + ".part")
 	if err != nil {
 		return "", err
 	}
 	defer os.Remove(tmp.Name())
 	defer tmp.Close()
-	if err := download(ctx, client, p.url(registry), tmp); err != nil {
+	if err := download(ctx, client, p.url(registry), tmp, maxPackage); err != nil {
 		return "", err
 	}
 	if err := p.verify(tmp.Name()); err != nil {
-		return "", fmt.Errorf("%s: %w", p.url(registry), err)
+		return "", fmt.Errorf("%s: %w", redacted(p.url(registry)), err)
 	}
 	return file, os.Rename(tmp.Name(), file)
+}
+
+// redacted is an address without the password it may hold: a registry of one's own may want one.
+func redacted(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return "the registry"
+	}
+	return u.Redacted()
 }
 
 // idleTimeout is how long a server may deliver nothing.
 const idleTimeout = 30 * time.Second
 
-func download(ctx context.Context, client *http.Client, address string, w io.Writer) error {
+// download writes what is at an address to w, at most limit bytes and one.
+func download(ctx context.Context, client *http.Client, address string, w io.Writer, limit int64) error {
+	shown := redacted(address)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	idle := time.AfterFunc(idleTimeout, func() { cancel(fmt.Errorf("get %s: nothing came for %s", address, idleTimeout)) })
+	idle := time.AfterFunc(idleTimeout, func() { cancel(fmt.Errorf("nothing came for %s", idleTimeout)) })
 	defer idle.Stop()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
@@ -76,22 +89,25 @@ func download(ctx context.Context, client *http.Client, address string, w io.Wri
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return errors.Join(context.Cause(ctx), err)
+		if ue, ok := errors.AsType[*url.Error](err); ok {
+			err = ue.Err
+		}
+		return fmt.Errorf("get %s: %w", shown, cmp.Or(context.Cause(ctx), err))
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("get %s: %s", address, resp.Status)
+		return fmt.Errorf("get %s: %s", shown, resp.Status)
 	}
-	n, err := io.Copy(w, readerFunc(func(p []byte) (int, error) {
+	n, err := io.Copy(w, io.LimitReader(readerFunc(func(p []byte) (int, error) {
 		n, err := resp.Body.Read(p)
 		idle.Reset(idleTimeout)
 		return n, err
-	}))
+	}), limit+1))
 	if err != nil {
-		return fmt.Errorf("get %s: %w", address, errors.Join(context.Cause(ctx), err))
+		return fmt.Errorf("get %s: %w", shown, cmp.Or(context.Cause(ctx), err))
 	}
-	if n > maxPackage {
-		return fmt.Errorf("get %s: %d bytes are too many", address, n)
+	if n > limit {
+		return fmt.Errorf("get %s: it is longer than %d bytes", shown, limit)
 	}
 	return nil
 }
