@@ -225,7 +225,11 @@ func (b *debian) explain(err error, complaints []string) error {
 		}
 		return false
 	}
-	out := api.Errorf(api.KindUnavailable, "mmdebstrap: exit status %d: %s", exit.Status, text)
+	how := fmt.Sprintf("exit status %d", exit.Status)
+	if exit.Status < 0 { // out of memory, say
+		how = "ended by signal " + exit.Signal.String()
+	}
+	out := api.Errorf(api.KindUnavailable, "mmdebstrap: %s: %s", how, text)
 	switch {
 	case has("No space left on device"):
 		return out.WithHint("make room in %s", strings.Join(b.store.cfg.ScratchDirs, " or "))
