@@ -1,0 +1,243 @@
+package doctor
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/config"
+	"git.thaloco.com/thaloco/banger/internal/vmm/probe"
+)
+
+// good is a host on which everything is as it should be.
+func good() Observations {
+	place := func(use string) Place {
+		return Place{Use: use, Path: "/home/u/" + use, Exists: true, Writable: true, Owner: 1000, Mode: 0o700, Device: 1, Free: 100 << 30}
+	}
+	return Observations{
+		UID: 1000, Home: "/home/u", Settings: config.Default(), ConfigPath: "/home/u/config.toml", ConfigExists: true,
+		Probe: probe.Observations{Arch: "amd64", KVMVersion: 12, CPUFlags: []string{"vmx"}, Modules: []string{"kvm", "kvm_intel"},
+			QEMU: probe.Program{Path: "/usr/bin/qemu-system-x86_64", Version: "7.2.22"}, Distro: []string{"debian"}},
+		Tuning:  Tuning{Kernel: "6.12.1-amd64", Cgroup2: "/sys/fs/cgroup", HugePages: "never"},
+		Version: "v1", Daemon: Program{Path: "/usr/bin/bangerd", Version: "v1"}, Agent: "/usr/lib/banger/banger-vsock-agent",
+		Socket:  Socket{Path: "/run/user/1000/banger/bangerd.sock", Runtime: "/run/user/1000"},
+		Places:  []Place{place("config"), place("data"), place("state"), place("cache"), place("runtime")},
+		Scratch: []Place{{Path: "/var/tmp", Free: 20 << 30}},
+		Git:     Program{"/usr/bin/git", "2.39.5"}, SSH: Program{"/usr/bin/ssh", "9.2p1"},
+		Image: "debian-bookworm", Kernel: "generic-6.12", ImageHere: true, ImageKnown: true, KernelHere: true, KernelKnown: true,
+		Mirror: "http://mirror/debian", MirrorAsked: true,
+		SSHConfig: SSHConfig{User: "/home/u/.ssh/config", Ours: "/home/u/config/ssh/config", Included: true, Exists: true},
+		Routes:    []Route{{netip.MustParsePrefix("0.0.0.0/0"), "eth0"}, {netip.MustParsePrefix("192.168.1.0/24"), "eth0"}},
+		Resolvers: []netip.AddrPort{netip.MustParseAddrPort("192.168.1.1:53")}, PingGroups: [2]int{0, 1 << 30}, Groups: []int{1000},
+		CPUs: 8, MemoryTotal: 16 << 30, MemoryAvailable: 8 << 30,
+	}
+}
+
+func TestGood(t *testing.T) {
+	checks := Examine(good())
+	var names []string
+	for _, c := range checks {
+		names = append(names, c.Name)
+		if c.Status != OK || c.Hint != "" || c.Detail == "" {
+			t.Errorf("%+v", c)
+		}
+	}
+	want := strings.Split("configuration engine kvm programs daemon socket directories,disk space,memory cpus image kernel,image build,mirror git ssh,ssh config,network resolver ping", ",")
+	var flat []string
+	for _, part := range want {
+		if part == "disk space" || part == "image build" || part == "ssh config" {
+			flat = append(flat, part)
+		} else {
+			flat = append(flat, strings.Fields(part)...)
+		}
+	}
+	if diff := cmp.Diff(flat, names); diff != "" {
+		t.Error(diff)
+	}
+	if Failed(checks) {
+		t.Error("it failed")
+	}
+	o := good()
+	o.MirrorAsked = false
+	if slices.ContainsFunc(Examine(o), func(c Check) bool { return c.Name == "mirror" }) {
+		t.Error("a mirror that was not asked is judged")
+	}
+}
+
+// TestNothing has a host of which nothing is known.
+func TestNothing(t *testing.T) {
+	checks := Examine(Observations{})
+	if !Failed(checks) {
+		t.Errorf("it is well: %+v", checks)
+	}
+}
+
+func TestExamine(t *testing.T) {
+	e := func(hint string) error { return api.Errorf(api.KindUnavailable, "it is broken").WithHint("%s", hint) }
+	dir := func(use string, change func(*Place)) func(*Observations) {
+		return func(o *Observations) {
+			for i := range o.Places {
+				if o.Places[i].Use == use {
+					change(&o.Places[i])
+				}
+			}
+		}
+	}
+	distro := func(ids ...string) func(*Observations) {
+		return func(o *Observations) { o.Probe.Distro, o.SSH = ids, Program{} }
+	}
+	tests := map[string]struct {
+		host   func(*Observations)
+		check  string
+		status Status
+		detail string // part of it
+		hint   string // part of it; empty for none
+	}{
+		"no configuration":    {func(o *Observations) { o.ConfigExists = false }, "configuration", OK, "defaults", ""},
+		"wrong configuration": {func(o *Observations) { o.ConfigErr = errors.New("c.toml:3:1: no") }, "configuration", Fail, "c.toml:3:1", "config show"},
+		"configuration, hint": {func(o *Observations) { o.ConfigErr = e("do it") }, "configuration", Fail, "broken", "do it"},
+
+		"no qemu":         {func(o *Observations) { o.Probe.QEMU = probe.Program{} }, "engine", Fail, "no qemu", "apt-get install qemu-system-x86"},
+		"no qemu, kvm":    {func(o *Observations) { o.Probe.QEMU = probe.Program{} }, "kvm", OK, "usable", ""},
+		"qemu 6.2":        {func(o *Observations) { o.Probe.QEMU.Version = "6.2.0" }, "engine", Warn, "7.2", "qemu-system-x86"},
+		"arm":             {func(o *Observations) { o.Probe.Arch = "arm64" }, "kvm", Warn, "arm64", ""},
+		"emulated":        {func(o *Observations) { o.Probe.KVMOpen = "EACCES" }, "engine", OK, "emulated", ""},
+		"kvm refused":     {func(o *Observations) { o.Probe.KVMOpen = "EACCES" }, "kvm", Warn, "may not open", "usermod -aG kvm"},
+		"kvm absent":      {func(o *Observations) { o.Probe.KVMOpen = "ENOENT" }, "kvm", Warn, "no /dev/kvm", "modprobe kvm_intel"},
+		"kvm off":         {func(o *Observations) { o.Probe.CPUFlags = nil }, "kvm", Warn, "no virtualization", "firmware"},
+		"kvm nested":      {func(o *Observations) { o.Probe.CPUFlags = []string{"hypervisor"} }, "kvm", Warn, "a VM itself", "nested"},
+		"kvm_pvm":         {func(o *Observations) { o.Probe.Modules = []string{"kvm_pvm"} }, "kvm", Warn, "kvm_pvm", ""},
+		"kvm, slow":       {func(o *Observations) { o.Tuning.HugePages = "Y" }, "kvm", OK, "usable", "remount,favordynmods /sys/fs/cgroup"},
+		"kvm, favoured":   {func(o *Observations) { o.Tuning.HugePages, o.Tuning.FavorDynMods = "Y", true }, "kvm", OK, "usable", ""},
+		"kvm, old kernel": {func(o *Observations) { o.Tuning.HugePages, o.Tuning.Kernel = "Y", "5.15.0-91-generic" }, "kvm", OK, "usable", ""},
+
+		"no bangerd":   {func(o *Observations) { o.DaemonErr = e("make install") }, "programs", Fail, "broken", "make install"},
+		"no agent":     {func(o *Observations) { o.Agent = "" }, "programs", Fail, "agent", "make install"},
+		"mute bangerd": {func(o *Observations) { o.Daemon.Version = "" }, "programs", Fail, "version", "make install"},
+		"mixed":        {func(o *Observations) { o.Daemon.Version = "v0" }, "programs", Warn, "is v0", "make install"},
+
+		"daemon runs": {func(o *Observations) {
+			o.Running = &api.DaemonStatus{PID: 7, Version: "v1", APIVersion: api.Version, StateDir: "/home/u/state"}
+		}, "daemon", OK, "pid 7", ""},
+		"older daemon": {func(o *Observations) { o.Running = &api.DaemonStatus{Version: "v0", APIVersion: api.Version} },
+			"daemon", Warn, "version v0", "banger daemon stop"},
+		"other api": {func(o *Observations) { o.Running = &api.DaemonStatus{Version: "v1", APIVersion: api.Version + 1} },
+			"daemon", Warn, "API", "banger daemon stop"},
+		"daemon of another": {func(o *Observations) {
+			o.Running = &api.DaemonStatus{Version: "v1", APIVersion: api.Version, StateDir: "/elsewhere"}
+		}, "daemon", Warn, "/elsewhere", "XDG_STATE_HOME"},
+		"mute daemon":   {func(o *Observations) { o.Socket.Locked, o.RunningErr = true, errors.New("timeout") }, "daemon", Fail, "timeout", "daemon logs"},
+		"stale socket":  {func(o *Observations) { o.Socket.Exists = true }, "socket", OK, "replaces", ""},
+		"long socket":   {func(o *Observations) { o.Socket.Path = "/" + strings.Repeat("x", 107) }, "socket", Fail, "108 bytes", "XDG_RUNTIME_DIR"},
+		"no runtime":    {func(o *Observations) { o.Socket.Runtime = "" }, "socket", OK, "not set", ""},
+		"wrong runtime": {func(o *Observations) { o.Socket.RuntimeErr = errors.New("gone") }, "socket", Fail, "gone", "unset"},
+
+		"not ours":       {dir("state", func(p *Place) { p.Owner = 0 }), "directories", Fail, "another user", "sudo chown -R $(id -u):$(id -g) /home/u/state"},
+		"read only":      {dir("data", func(p *Place) { p.Writable = false }), "directories", Fail, "cannot be written", "chmod u+rwx"},
+		"cannot be made": {dir("data", func(p *Place) { p.Writable, p.Exists = false, false }), "directories", Fail, "/home/u cannot be written", ""},
+		"to be made":     {dir("data", func(p *Place) { p.Exists, p.Owner, p.Mode = false, 0, 0o777 }), "directories", OK, "", ""},
+		"open":           {dir("state", func(p *Place) { p.Mode = 0o770; p.Path = "/home/u/my state" }), "directories", Warn, "by others", "chmod go-rwx '/home/u/my state'"},
+		"unreadable":     {dir("cache", func(p *Place) { p.Err = errors.New("input/output error") }), "directories", Fail, "input/output", ""},
+		"little room":    {dir("state", func(p *Place) { p.Device, p.Free = 2, 9<<30 }), "disk space", Warn, "9.0 GiB free at /home/u/state", "make room at /home/u/state"},
+		"no room":        {dir("data", func(p *Place) { p.Device, p.Free = 2, 1<<30-1 }), "disk space", Fail, "1023 MiB", "/home/u/data"},
+		"no room, said once": {func(o *Observations) {
+			for i := range o.Places {
+				o.Places[i].Free = 0
+			}
+		}, "disk space", Fail, "0 MiB free at /home/u/data", "/home/u/data"},
+		"little memory":   {func(o *Observations) { o.MemoryAvailable = 2<<30 - 1 }, "memory", Warn, "of 16 GiB", "--memory"},
+		"unknown memory":  {func(o *Observations) { o.MemoryTotal = 0 }, "memory", Warn, "not known", ""},
+		"more CPUs asked": {func(o *Observations) { o.Settings.DefaultCPUs = 9 }, "cpus", Warn, "has 9", "default_cpus = 8"},
+
+		"image to get":  {func(o *Observations) { o.ImageHere = false }, "image", OK, "not on this host yet", "banger image pull debian-bookworm"},
+		"image unknown": {func(o *Observations) { o.ImageHere, o.ImageKnown = false, false }, "image", Fail, "catalog", "banger image list"},
+		"own image":     {func(o *Observations) { o.ImageKnown = false }, "image", OK, "on this host", ""},
+		"kernel to get": {func(o *Observations) { o.KernelHere = false }, "kernel", OK, "not on this host yet", "banger kernel pull generic-6.12"},
+		"kernel gone":   {func(o *Observations) { o.KernelHere, o.KernelKnown = false, false }, "kernel", Fail, "catalog", "banger kernel list"},
+
+		"no mmdebstrap":             {func(o *Observations) { o.BuildErr, o.ImageHere = e("apt install"), false }, "image build", Fail, "broken", "apt install"},
+		"no mmdebstrap, not needed": {func(o *Observations) { o.BuildErr = e("apt install") }, "image build", Warn, "next image", "apt install"},
+		"no scratch": {func(o *Observations) {
+			o.ImageHere = false
+			o.Scratch = []Place{{Path: "/a", NoExec: true}, {Path: "/b", Free: 2<<30 - 1}, {Err: errors.New("no /c")}}
+		}, "image build", Fail, "/a is mounted noexec; 2.0 GiB free in /b; no /c", "make room"},
+		"second scratch": {func(o *Observations) { o.Scratch = []Place{{NoExec: true}, {Free: 2 << 30}} }, "image build", OK, "", ""},
+
+		"mirror away":         {func(o *Observations) { o.MirrorErr = errors.New("no answer") }, "mirror", Warn, "no answer", "debian_mirror in /home/u/config.toml"},
+		"mirror away, needed": {func(o *Observations) { o.MirrorErr, o.KernelHere = errors.New("no answer"), false }, "mirror", Fail, "no answer", "debian_mirror"},
+
+		"no git":           {func(o *Observations) { o.Git = Program{} }, "git", Warn, "not installed", "sudo apt-get install git"},
+		"no ssh, debian":   {distro("linuxmint", "ubuntu", "debian"), "ssh", Warn, "not installed", "sudo apt-get install openssh-client"},
+		"no ssh, fedora":   {distro("fedora"), "ssh", Warn, "not installed", "sudo dnf install openssh-clients"},
+		"no ssh, arch":     {distro("endeavouros", "arch"), "ssh", Warn, "not installed", "sudo pacman -S openssh"},
+		"no ssh, unknown":  {distro("nixos"), "ssh", Warn, "not installed", "package manager"},
+		"old ssh":          {func(o *Observations) { o.SSH.Version = "8.4p1" }, "ssh", Warn, "8.5 or newer", "openssh-client"},
+		"8.10":             {func(o *Observations) { o.SSH.Version = "8.10" }, "ssh", OK, "8.10", ""},
+		"dropbear":         {func(o *Observations) { o.SSH.Version = "" }, "ssh", Warn, "not OpenSSH", "openssh-client"},
+		"no Include":       {func(o *Observations) { o.SSHConfig.Included = false }, "ssh config", OK, "not installed", "banger ssh-config --install"},
+		"dangling Include": {func(o *Observations) { o.SSHConfig.Exists = false }, "ssh config", Warn, "gone", "banger ssh-config --install"},
+		"no resolver":      {func(o *Observations) { o.Resolvers = nil }, "resolver", Warn, "names no resolver", "default_dns"},
+		"resolver given": {func(o *Observations) {
+			o.Resolvers, o.Settings.DefaultDNS = nil, []netip.AddrPort{netip.MustParseAddrPort("9.9.9.9:5353")}
+		}, "resolver", OK, "9.9.9.9:5353, from default_dns", ""},
+		"no ping": {func(o *Observations) { o.PingGroups = [2]int{1, 0} }, "ping", OK, "gateway", "ping_group_range"},
+		"a VPN's route": {func(o *Observations) {
+			o.Routes = append(o.Routes, Route{netip.MustParsePrefix("172.16.0.0/12"), "tun0"})
+		}, "network", Warn, "172.16.0.0/12 by tun0", `set cidr = "10.213.0.0/24"`},
+		"the bridge's route": {func(o *Observations) {
+			o.Settings.Network = "bridge"
+			o.Routes = append(o.Routes, Route{o.Settings.CIDR, "bngr0"})
+		}, "network", OK, "bridge", ""},
+		"a route of the bridge's in user mode": {func(o *Observations) { o.Routes = append(o.Routes, Route{o.Settings.CIDR, "bngr0"}) }, "network", Warn, "bngr0", "set cidr"},
+		"all is taken": {func(o *Observations) {
+			for _, p := range []string{"172.16.0.0/12", "10.0.0.0/8", "192.168.0.0/16", "198.18.0.0/15"} {
+				o.Routes = append(o.Routes, Route{netip.MustParsePrefix(p), "x"})
+			}
+		}, "network", Warn, "172.16.0.0/12 by x", "does not use"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			o := good()
+			tt.host(&o)
+			checks := Examine(o)
+			i := slices.IndexFunc(checks, func(c Check) bool { return c.Name == tt.check })
+			if i < 0 {
+				t.Fatalf("no check %q", tt.check)
+			}
+			c := checks[i]
+			if c.Status != tt.status || !strings.Contains(c.Detail, tt.detail) || (c.Hint == "") != (tt.hint == "") || !strings.Contains(c.Hint, tt.hint) {
+				t.Errorf("%+v", c)
+			}
+			if Failed(checks) != (tt.status == Fail) && tt.check != "kvm" {
+				t.Errorf("failed: %v", Failed(checks))
+			}
+		})
+	}
+}
+
+func TestOverlap(t *testing.T) {
+	route := func(s string) Route { return Route{netip.MustParsePrefix(s), s} }
+	routes := []Route{route("0.0.0.0/0"), route("0.0.0.0/1"), route("128.0.0.0/1"), route("172.16.0.0/12"), route("172.16.0.128/25"),
+		route("172.16.1.0/24"), route("172.16.0.5/32"), route("10.0.0.0/8"), route("fe80::/64")}
+	var got []string
+	for _, r := range Overlap(netip.MustParsePrefix("172.16.0.0/24"), routes) {
+		got = append(got, r.To.String())
+	}
+	if diff := cmp.Diff([]string{"172.16.0.5/32", "172.16.0.128/25", "172.16.0.0/12"}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestAtLeast(t *testing.T) {
+	for version, want := range map[string]bool{"7.2": true, "7.2.22": true, "7.10": true, "10.0": true, "7.1.9": false, "6.9": false, "7.2p1": true,
+		"7": false, "": false, "x.y": false, "7.": false} {
+		if got := atLeast(version, 7, 2); got != want {
+			t.Errorf("%q: %v", version, got)
+		}
+	}
+}
