@@ -36,7 +36,7 @@ func (a *App) showCopy(step string, total func() int64, do func(progress func(in
 		for {
 			select {
 			case <-tick.C:
-				view.update(0, "", api.Operation{Progress: api.Progress{Step: step, Done: done.Load(), Total: all.Load()}})
+				view.update(0, "", api.Operation{State: api.OperationRunning, Progress: api.Progress{Step: step, Done: done.Load(), Total: all.Load()}})
 			case <-end:
 				return
 			}
