@@ -31,7 +31,7 @@ var (
 	// Discard reads and throws away, Chargen writes zeros for ever.
 	Discard = netip.MustParseAddrPort("203.0.113.7:9")
 	Chargen = netip.MustParseAddrPort("203.0.113.7:19")
-	// Silent accepts and never says anything, Reset accepts and resets.
+	// Silent accepts and never says anything, Reset accepts and resets at the first byte.
 	Silent = netip.MustParseAddrPort("198.51.100.1:10")
 	Reset  = netip.MustParseAddrPort("198.51.100.1:11")
 	// Refused is closed for TCP and for UDP, Blackhole is an address that never answers anything.

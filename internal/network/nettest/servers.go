@@ -25,7 +25,10 @@ func (in *Internet) serve(t testing.TB) {
 	in.handle(t, Discard, func(c *net.TCPConn) { _, _ = io.Copy(io.Discard, c) })
 	in.handle(t, Chargen, chargen)
 	in.handle(t, Silent, func(c *net.TCPConn) { _, _ = io.Copy(io.Discard, c) })
-	in.handle(t, Reset, func(c *net.TCPConn) { _ = c.SetLinger(0) })
+	in.handle(t, Reset, func(c *net.TCPConn) {
+		_, _ = c.Read(make([]byte, 1))
+		_ = c.SetLinger(0)
+	})
 	in.echoUDP(t)
 	in.serveDNS(t)
 }

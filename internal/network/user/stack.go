@@ -69,7 +69,8 @@ func (s *netStack) tune() error {
 	sack := tcpip.TCPSACKEnabled(true)
 	cc := tcpip.CongestionControlOption("cubic")
 	rcv := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4 << 10, Default: 1 << 20, Max: 4 << 20}
-	snd := tcpip.TCPSendBufferSizeRangeOption{Min: 4 << 10, Default: 1 << 20, Max: 4 << 20}
+	// a sender that holds less than a port's queue never overruns it alone
+	snd := tcpip.TCPSendBufferSizeRangeOption{Min: 4 << 10, Default: 1 << 20, Max: 2 << 20}
 	moderate := tcpip.TCPModerateReceiveBufferOption(true)
 	// frames do not stray: what a connection leaves behind need not be waited for, and guests use ports again soon
 	wait := tcpip.TCPTimeWaitTimeoutOption(time.Second)

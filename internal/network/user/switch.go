@@ -15,6 +15,8 @@ const (
 	typeARP  = 0x0806
 )
 
+var limitedBroadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
 var broadcastMAC = [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
 // receive decides where a frame of the guest goes. whole is the buffer that frame lies in, which receive owns; nil where
@@ -78,8 +80,8 @@ func (p *Port) forwardIPv4(dst [6]byte, frame []byte, whole **buffer.View) bool 
 		return false
 	}
 	to := netip.AddrFrom4([4]byte(ip[16:20]))
-	if to.IsMulticast() || to == lastOf(p.net.cfg.CIDR) || to == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
-		return false
+	if to.IsMulticast() || to.IsLoopback() || to.As4()[0] == 0 || to == lastOf(p.net.cfg.CIDR) || to == limitedBroadcast {
+		return false // no packet on a wire has such a destination, or it is for many
 	}
 	if dst != gatewayMAC {
 		o := p.net.portByMAC(dst)
