@@ -164,7 +164,9 @@ func TestOpenSSHBrokenPipe(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = out.Close()
-	_ = cmd.Wait()
+	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != 255 { // the signal that ended it
+		t.Errorf("ssh ended with %v", err)
+	}
 	eventually(t, "the command ends", func() bool { return len(running(o.g)) == 0 })
 }
 

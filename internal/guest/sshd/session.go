@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"sync/atomic"
 
 	"golang.org/x/crypto/ssh"
 
@@ -26,6 +28,7 @@ type session struct {
 	id      string          // of the process; empty until one is asked for
 	resize  chan exec.Size
 	signals chan string
+	deaf    atomic.Bool // the client reads no more output
 }
 
 // maxSignals is how many signals wait to be sent to a process.
@@ -70,6 +73,9 @@ func (s *session) request(req *ssh.Request) (then func(), err error) {
 		return nil, err
 	case "signal":
 		return nil, s.signal(req.Payload)
+	case "eow@openssh.com":
+		s.deaf.Store(true)
+		return nil, nil
 	case "keepalive@openssh.com":
 		return nil, nil
 	}
@@ -164,16 +170,27 @@ func (s *session) run() {
 	defer s.ch.Close()
 	exit, err := exec.Run(s.ctx, exec.Options{
 		Dial:     func(context.Context) (net.Conn, error) { return s.c.s.cfg.Processes.Connect(), nil },
-		AttachID: s.id, Stdin: s.ch, Stdout: s.ch, Stderr: s.ch.Stderr(),
+		AttachID: s.id, Stdin: s.ch, Stdout: stdout{s}, Stderr: s.ch.Stderr(),
 		Resize: s.resize, Signals: s.signals, ReconnectFor: -1,
 	})
-	if err != nil {
+	if err != nil && !errors.As(err, new(*exec.OutputError)) {
 		if s.ctx.Err() == nil {
 			s.c.s.log.Debug("the command of an ssh session was left", "exec", s.id, "error", err)
 		}
 		return
 	}
 	s.end(exit)
+}
+
+// stdout is where the output of a session's command goes.
+type stdout struct{ s *session }
+
+// Write fails once the client has said that nobody reads it, so that the command hears of it.
+func (w stdout) Write(b []byte) (int, error) {
+	if w.s.deaf.Load() {
+		return 0, io.ErrClosedPipe
+	}
+	return w.s.ch.Write(b)
 }
 
 // refuse says why a command could not be started.

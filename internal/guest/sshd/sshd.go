@@ -132,7 +132,9 @@ func (s *Server) SetKeys(hostKey string, authorized []string) error {
 	return nil
 }
 
-// greeting is the version string of the protocol. The software's version may hold no space and no hyphen.
+// greeting is the version string of the protocol. Only to servers whose name begins with OpenSSH does its client say that
+// nobody reads its output any more (eow@openssh.com), without which "ssh guest yes | head" would not end. The
+// software's version may hold no space and no hyphen.
 func greeting(version string) string {
 	clean := func(r rune) rune {
 		if r <= ' ' || r > '~' || r == '-' {
@@ -141,7 +143,7 @@ func greeting(version string) string {
 		return r
 	}
 	version = strings.Map(clean, version)
-	return "SSH-2.0-banger_" + version[:min(len(version), 64)]
+	return "SSH-2.0-OpenSSH_compatible_banger_" + version[:min(len(version), 64)]
 }
 
 // userKey is where Permissions keep the process.Account that logged in.

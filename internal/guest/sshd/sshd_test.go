@@ -300,7 +300,7 @@ func manyKeys(t *testing.T, n int) []ssh.Signer {
 
 func TestGreeting(t *testing.T) {
 	g := newGuest(t, nil)
-	if got := string(g.dial().ServerVersion()); got != "SSH-2.0-banger_1.2_test" {
+	if got := string(g.dial().ServerVersion()); got != "SSH-2.0-OpenSSH_compatible_banger_1.2_test" {
 		t.Errorf("greeting %q", got)
 	}
 }
