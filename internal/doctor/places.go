@@ -110,7 +110,7 @@ func (o Observations) daemon() Check {
 		return warn(name, "it keeps its state in %s, which is not that of this environment", r.StateDir).
 			hint("banger daemon stop   # then check XDG_STATE_HOME and HOME")
 	default:
-		return ok(name, "running, pid %d, version %s, %d VMs", r.PID, r.Version, r.VMs)
+		return ok(name, "running, pid %d, version %s, VMs: %d", r.PID, r.Version, r.VMs)
 	}
 }
 
