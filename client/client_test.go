@@ -42,6 +42,32 @@ func serve(t *testing.T, dir string, h http.HandlerFunc) string {
 	return filepath.Join(dir, "s")
 }
 
+// TestUpgradeReadsNotAByteTooMuch: the connection is handed on to ssh, so what the server says first must still be in it.
+func TestUpgradeReadsNotAByteTooMuch(t *testing.T) {
+	c := New(Config{Socket: serve(t, "", func(w http.ResponseWriter, r *http.Request) {
+		conn, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n%s: 1\r\n\r\nSSH-2.0-x\r\n",
+			r.Header.Get("Upgrade"), api.HeaderAPIVersion)
+	})})
+	defer c.Close()
+	conn, err := c.SSH(t.Context(), "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, ok := conn.(*net.UnixConn); !ok {
+		t.Errorf("it is a %T", conn)
+	}
+	if got, err := io.ReadAll(conn); err != nil || string(got) != "SSH-2.0-x\r\n" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
 func TestErrorsComeBack(t *testing.T) {
 	sent := api.Errorf(api.KindConflict, "vm %q already exists", "web").WithHint("choose another")
 	c := New(Config{Socket: serve(t, "", func(w http.ResponseWriter, r *http.Request) {

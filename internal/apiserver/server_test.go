@@ -25,7 +25,8 @@ import (
 // fakeVMs has one VM, "web"; everything else is not found.
 type fakeVMs struct {
 	VMs
-	guest  net.Conn
+	guest  net.Conn // behind exec
+	ssh    net.Conn
 	hungUp []string // exec ids
 }
 
@@ -58,6 +59,8 @@ func (f *fakeVMs) Create(ctx context.Context, req api.CreateVM, rep progress.Rep
 }
 
 func (f *fakeVMs) DialExec(context.Context, string) (net.Conn, error) { return f.guest, nil }
+
+func (f *fakeVMs) DialSSH(context.Context, string) (net.Conn, error) { return f.ssh, nil }
 
 func (f *fakeVMs) ExecOwnerGone(_ context.Context, _, execID string) error {
 	f.hungUp = append(f.hungUp, execID)
@@ -154,6 +157,7 @@ func TestErrors(t *testing.T) {
 		{"logs of nobody", "GET", "/v1/vms/nobody/logs", "", nil, api.KindNotFound, "nobody"},
 		{"logs that cannot be read", "GET", "/v1/vms/unreadable/logs", "", nil, api.KindInternal, "water"},
 		{"exec without an upgrade", "GET", "/v1/vms/web/exec", "", nil, api.KindInvalid, "upgrade"},
+		{"ssh without an upgrade", "GET", "/v1/vms/web/ssh", "", nil, api.KindInvalid, "upgrade"},
 		{"origin", "GET", "/v1/daemon", "", []string{"Origin", "http://localhost"}, api.KindInvalid, "web pages"},
 		{"foreign host", "GET", "/v1/daemon", "", []string{"Host", "evil.example"}, api.KindInvalid, "web pages"},
 		{"other version", "GET", "/v1/daemon", "", []string{api.HeaderAPIVersion, "99"}, api.KindVersion, "99"},
@@ -222,16 +226,27 @@ func TestOperationIsCancelled(t *testing.T) {
 	}
 }
 
-func TestExecJoins(t *testing.T) {
+// TestGuestJoins: exec and ssh are the same join with different ports of the guest.
+func TestGuestJoins(t *testing.T) {
+	for _, kind := range []string{"exec", "ssh"} {
+		t.Run(kind, func(t *testing.T) { joins(t, kind) })
+	}
+}
+
+func joins(t *testing.T, kind string) {
 	guest, far := net.Pipe()
-	srv, _ := serve(t, &fakeVMs{guest: guest})
+	vms := &fakeVMs{}
+	if vms.guest = guest; kind == "ssh" {
+		vms.guest, vms.ssh = nil, guest
+	}
+	srv, _ := serve(t, vms)
 	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close() }()
 	// what follows the request at once must reach the guest too
-	if _, err := io.WriteString(conn, "GET /v1/vms/web/exec HTTP/1.1\r\nHost: banger\r\nConnection: Upgrade\r\nUpgrade: banger-exec\r\n\r\nfirst"); err != nil {
+	if _, err := io.WriteString(conn, "GET /v1/vms/web/"+kind+" HTTP/1.1\r\nHost: banger\r\nConnection: Upgrade\r\nUpgrade: banger-"+kind+"\r\n\r\nfirst"); err != nil {
 		t.Fatal(err)
 	}
 	got := make([]byte, 5)
@@ -240,7 +255,7 @@ func TestExecJoins(t *testing.T) {
 	}
 	r := bufio.NewReader(conn)
 	res, err := http.ReadResponse(r, nil)
-	if err != nil || res.StatusCode != http.StatusSwitchingProtocols {
+	if err != nil || res.StatusCode != http.StatusSwitchingProtocols || res.Header.Get("Upgrade") != "banger-"+kind {
 		t.Fatalf("%+v, %v", res, err)
 	}
 	go func() { _, _ = io.WriteString(far, "answer"); _ = far.Close() }()
