@@ -204,7 +204,7 @@ func (s *remoteSession) forward(ctx context.Context, sigs <-chan os.Signal, name
 }
 
 // signalNames are the signals that are handed on.
-var signalNames = map[os.Signal]string{syscall.SIGINT: "INT", syscall.SIGTERM: "TERM"}
+var signalNames = map[os.Signal]string{syscall.SIGINT: "INT", syscall.SIGTERM: "TERM", syscall.SIGQUIT: "QUIT"}
 
 // Read reads stdin from a raw terminal. While the connection is broken nobody acts on Ctrl-C, so two
 // of them end the run.

@@ -137,6 +137,59 @@ func TestShellOnARealTerminal(t *testing.T) {
 	}
 }
 
+// TestTerminalIsKnownInTheGuest: what it is and the locale go along where there is a terminal, and only there.
+func TestTerminalIsKnownInTheGuest(t *testing.T) {
+	a := newTestApp(t)
+	startFake(t, a.env).add(api.VM{Name: "web", State: api.StateRunning})
+	a.env["COLORTERM"], a.env["LANG"], a.env["LC_TIME"], a.env["LC_SECRET"] = "truecolor", "C.UTF-8", "C", "no locale category"
+	const show = `echo "$TERM,$COLORTERM,$LANG,$LC_TIME,$LC_SECRET"`
+	cmd := a.banger(t, "vm", "exec", "-it", "web", "--", "sh", "-c", show)
+	_, _, screen, _ := onTerminal(t, cmd)
+	if code := status(t, cmd); code != 0 {
+		t.Errorf("status %d", code)
+	}
+	waitFor(t, func() bool { return strings.Contains(screen.String(), "xterm,truecolor,C.UTF-8,C,\r\n") })
+	cmd = a.banger(t, "vm", "exec", "-e", "LANG=x", "web", "--", "sh", "-c", "echo $LANG,$COLORTERM")
+	if out, err := cmd.Output(); err != nil || string(out) != "x,\n" {
+		t.Errorf("without a terminal: %q, %v", out, err)
+	}
+	cmd = a.banger(t, "vm", "exec", "-it", "web", "--", "true")
+	if out, err := cmd.CombinedOutput(); cmd.ProcessState.ExitCode() != exitUsage || !strings.Contains(string(out), "-t needs a terminal") {
+		t.Errorf("-t without a terminal: %q, %v", out, err)
+	}
+}
+
+// TestQuitGoesToTheCommand: Ctrl-\ on a terminal that is not raw.
+func TestQuitGoesToTheCommand(t *testing.T) {
+	a := newTestApp(t)
+	startFake(t, a.env).add(api.VM{Name: "web", State: api.StateRunning})
+	cmd := a.banger(t, "vm", "exec", "-t=false", "web", "--", "sh", "-c", "trap 'echo quit; exit 5' QUIT; echo up; while :; do sleep 0.1; done")
+	keys, _, screen, _ := onTerminal(t, cmd)
+	waitFor(t, func() bool { return strings.Contains(screen.String(), "up\r\n") })
+	keys.Write([]byte{0x1c})
+	if code := status(t, cmd); code != 5 {
+		t.Errorf("status %d: %q", code, screen.String())
+	}
+	waitFor(t, func() bool { return strings.Contains(screen.String(), "quit\r\n") })
+}
+
+// TestOfferStartOnARealTerminal: the question is answered before the terminal is the guest's, and nothing typed is lost.
+func TestOfferStartOnARealTerminal(t *testing.T) {
+	a := newTestApp(t)
+	d := startFake(t, a.env)
+	d.add(api.VM{Name: "web", State: api.StateStopped})
+	cmd := a.banger(t, "vm", "exec", "web")
+	keys, tty, screen, before := onTerminal(t, cmd)
+	waitFor(t, func() bool { return strings.Contains(screen.String(), "Start it? [Y/n] ") })
+	keys.WriteString("y\nexit 4\n")
+	if code := status(t, cmd); code != 4 || d.String() != "web running" {
+		t.Errorf("status %d, %s: %q", code, d, screen.String())
+	}
+	if now := termios(t, tty); now != before {
+		t.Error("the terminal was not restored")
+	}
+}
+
 func TestTerminalIsRestoredAfterSignals(t *testing.T) {
 	for _, c := range []struct {
 		sig  syscall.Signal
