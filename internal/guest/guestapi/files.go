@@ -141,7 +141,7 @@ func (c *Client) CopyFiles(ctx context.Context, p api.PutFiles, r io.Reader) (ap
 // Files returns a file, link or directory of the guest as a tar stream. What it holds is the guest's: unpack it
 // with package hostfiles.
 func (c *Client) Files(ctx context.Context, g api.GetFiles) (*filestream.Stream, error) {
-	resp, err := c.request(ctx, "GET", "/v1/files?"+g.Values().Encode(), nil)
+	resp, err := c.request(ctx, "GET", "/v1/files?"+g.Values().Encode(), nil) //nolint:bodyclose // the stream closes it
 	if err != nil {
 		return nil, err
 	}
