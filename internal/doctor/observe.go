@@ -205,7 +205,7 @@ func (o *Observations) observeSupplies(ctx context.Context, src Sources) {
 	images, err := image.New(image.Config{Dir: src.Paths.Images(), CacheDir: src.Paths.Cache, Mirrors: mirrors})
 	if err == nil {
 		here, _ := images.List() // what cannot be read is not here
-		is := func(i api.Image) bool { return i.Name == o.Image }
+		is := func(i api.Image) bool { return i.Name == o.Image || i.Digest == o.Image }
 		o.ImageHere, o.ImageKnown = slices.ContainsFunc(here, is), slices.ContainsFunc(images.Catalog(), is)
 		if i := slices.IndexFunc(slices.Concat(here, images.Catalog()), is); i >= 0 {
 			if k := slices.Concat(here, images.Catalog())[i].Kernel; k != "" {
