@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"git.thaloco.com/thaloco/banger/internal/hostfile"
 	"git.thaloco.com/thaloco/banger/internal/progress"
 )
 
@@ -33,7 +34,7 @@ func Hash(ctx context.Context, dir, name string, rep progress.Reporter) (File, e
 		return File{}, err
 	}
 	h := sha256.New()
-	in := progress.Reader(&ctxReader{ctx, f}, rep, info.Size())
+	in := progress.Reader(hostfile.Reader(ctx, f), rep, info.Size())
 	if _, err := io.CopyBuffer(h, in, make([]byte, 1<<20)); err != nil {
 		return File{}, fmt.Errorf("read %q: %w", path, err)
 	}
@@ -55,17 +56,4 @@ func (f File) Look(ctx context.Context, dir string, full bool) (File, error) {
 		return File{}, context.Cause(ctx)
 	}
 	return now, err
-}
-
-// ctxReader fails once its context has ended.
-type ctxReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (r *ctxReader) Read(p []byte) (int, error) {
-	if r.ctx.Err() != nil {
-		return 0, context.Cause(r.ctx)
-	}
-	return r.r.Read(p)
 }

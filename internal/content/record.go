@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"git.thaloco.com/thaloco/banger/internal/hostfile"
 )
 
 // ReadRecord reads a record: JSON whose "version" must be the given one.
@@ -54,10 +56,10 @@ func WriteRecord(path string, r any) error {
 	if err != nil {
 		return errors.Join(err, os.Remove(tmp))
 	}
-	return SyncDir(filepath.Dir(path))
+	return hostfile.SyncDir(filepath.Dir(path))
 }
 
-// WriteSynced writes a file, mode 0644 where it is new, whose content is on the disk when it returns; its name need not be: SyncDir.
+// WriteSynced writes a file, mode 0644 where it is new, whose content is on the disk when it returns; its name need not be: hostfile.SyncDir.
 func WriteSynced(path string, data []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {
@@ -68,13 +70,4 @@ func WriteSynced(path string, data []byte) error {
 		err = f.Sync()
 	}
 	return errors.Join(err, f.Close())
-}
-
-// SyncDir puts the names in a directory on the disk.
-func SyncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

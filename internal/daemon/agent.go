@@ -2,19 +2,18 @@ package daemon
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/content"
 	"git.thaloco.com/thaloco/banger/internal/initramfs"
 	"git.thaloco.com/thaloco/banger/internal/paths"
+	"git.thaloco.com/thaloco/banger/internal/progress"
 )
 
 // agentBinary is the name of the guest agent's program.
@@ -45,11 +44,11 @@ func (a *agents) Archive(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	digest, err := hashFile(bin)
+	file, err := content.Hash(ctx, filepath.Dir(bin), filepath.Base(bin), progress.Discard)
 	if err != nil {
 		return "", fmt.Errorf("read the agent: %w", err)
 	}
-	path := filepath.Join(a.paths.Agents(), "sha256-"+digest, agentArchive)
+	path := filepath.Join(a.paths.Agents(), "sha256-"+file.SHA256, agentArchive)
 	if _, err := os.Stat(path); err != nil {
 		if err := makeArchive(ctx, path, bin); err != nil {
 			return "", fmt.Errorf("make the agent's archive: %w", err)
@@ -70,19 +69,6 @@ func (a *agents) find() (string, error) {
 	}
 	return "", api.Errorf(api.KindUnavailable, "the guest agent %s is not installed", agentBinary).
 		WithHint("looked for %s; install banger again (make install)", strings.Join(tried, " and "))
-}
-
-func hashFile(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = f.Close() }()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
 func makeArchive(ctx context.Context, path, bin string) (err error) {

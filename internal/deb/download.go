@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/hostfile"
 	"git.thaloco.com/thaloco/banger/internal/progress"
 )
 
@@ -201,7 +202,7 @@ func fileDigest(ctx context.Context, path string) (string, error) {
 		return "", fmt.Errorf("read %q: %w", path, fs.ErrInvalid)
 	}
 	h := sha256.New()
-	if _, err := io.Copy(h, &ctxReader{ctx, f}); err != nil {
+	if _, err := io.Copy(h, hostfile.Reader(ctx, f)); err != nil {
 		return "", err
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil

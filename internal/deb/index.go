@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/hostfile"
 	"git.thaloco.com/thaloco/banger/internal/progress"
 )
 
@@ -97,7 +98,7 @@ func (c *Client) Packages(ctx context.Context, rel *Release, component, arch str
 		return nil, fmt.Errorf("read package list: %w", err)
 	}
 	defer f.Close()
-	text, err := decompress(&ctxReader{ctx, f}, ext)
+	text, err := decompress(hostfile.Reader(ctx, f), ext)
 	if err != nil {
 		return nil, fmt.Errorf("read package list %q: %w", dst, err)
 	}
@@ -159,17 +160,4 @@ func parsePackages(r io.Reader, archive string, keep func(name string) bool) (In
 		}
 		out = append(out, pkg)
 	}
-}
-
-// ctxReader ends reading when its context ends.
-type ctxReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (r *ctxReader) Read(p []byte) (int, error) {
-	if r.ctx.Err() != nil {
-		return 0, context.Cause(r.ctx)
-	}
-	return r.r.Read(p)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
 
+	"git.thaloco.com/thaloco/banger/internal/hostfile"
 	"git.thaloco.com/thaloco/banger/internal/progress"
 )
 
@@ -57,7 +58,7 @@ func unpackFile(ctx context.Context, file, member string, rep progress.Reporter,
 	if err != nil {
 		return fmt.Errorf("unpack package: %w", err)
 	}
-	return unpack(progress.Reader(&ctxReader{ctx, f}, rep, info.Size()), path.Base(file), member, visit)
+	return unpack(progress.Reader(hostfile.Reader(ctx, f), rep, info.Size()), path.Base(file), member, visit)
 }
 
 // unpack visits the tar archive in the member whose name begins with member.

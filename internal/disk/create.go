@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"embed"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 
 	"git.thaloco.com/thaloco/banger/internal/disk/template"
+	"git.thaloco.com/thaloco/banger/internal/hostfile"
 )
 
 //go:generate go run ./template/gen
@@ -89,20 +91,10 @@ func writeNew(ctx context.Context, path string, write func(*os.File) error) (err
 	if err := os.Link(f.Name(), path); err != nil {
 		return err
 	}
-	return syncName(path)
-}
-
-// syncName puts the name of a new file on the disk; where that fails the name is taken away again.
-func syncName(path string) error {
-	d, err := os.Open(filepath.Dir(path))
-	if err == nil {
-		err = d.Sync()
-		_ = d.Close()
+	if err := hostfile.SyncDir(filepath.Dir(path)); err != nil {
+		return errors.Join(err, os.Remove(path))
 	}
-	if err != nil {
-		_ = os.Remove(path)
-	}
-	return err
+	return nil
 }
 
 // Layout of a superblock, as far as a new UUID is concerned.

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 
 	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
+
+	"git.thaloco.com/thaloco/banger/internal/hostfile"
 )
 
 // Options say how FromTar makes a file system; the zero value will do.
@@ -62,7 +64,7 @@ func fromTar(ctx context.Context, r io.Reader, path string, o Options) (err erro
 		}
 	}()
 
-	n := newNormalizer(&ctxReader{ctx, r})
+	n := newNormalizer(hostfile.Reader(ctx, r))
 	w := &sparseWriter{f: f}
 	err = tar2ext4.ConvertTarToExt4(n, w, tar2ext4.MaximumDiskSize(cmp.Or(o.MaxBytes, defaultMaxBytes)))
 	if err == nil {
@@ -102,25 +104,7 @@ func publish(f *os.File, path string) error {
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
-}
-
-// ctxReader fails once ctx has ended.
-type ctxReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c *ctxReader) Read(p []byte) (int, error) {
-	if c.ctx.Err() != nil {
-		return 0, context.Cause(c.ctx)
-	}
-	return c.r.Read(p)
+	return hostfile.SyncDir(filepath.Dir(path))
 }
 
 // sparseWriter leaves holes where whole blocks of zeros are written beyond

@@ -11,6 +11,7 @@ import (
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/content"
 	"git.thaloco.com/thaloco/banger/internal/disk"
+	"git.thaloco.com/thaloco/banger/internal/hostfile"
 	"git.thaloco.com/thaloco/banger/internal/progress"
 )
 
@@ -124,5 +125,5 @@ func (s *Store) install(ctx context.Context, built string, img api.Image, rep pr
 	if err := os.Rename(built, dir); err != nil {
 		return api.Image{}, err
 	}
-	return img, content.SyncDir(s.cfg.Dir)
+	return img, hostfile.SyncDir(s.cfg.Dir)
 }

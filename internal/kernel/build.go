@@ -25,6 +25,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/content"
 	"git.thaloco.com/thaloco/banger/internal/deb"
 	"git.thaloco.com/thaloco/banger/internal/ext4"
+	"git.thaloco.com/thaloco/banger/internal/hostfile"
 	"git.thaloco.com/thaloco/banger/internal/initramfs"
 	"git.thaloco.com/thaloco/banger/internal/kernel/kmod"
 	"git.thaloco.com/thaloco/banger/internal/progress"
@@ -88,7 +89,7 @@ func (s *Store) install(ctx context.Context, out string, k api.Kernel) (api.Kern
 	if err := r.write(out); err != nil {
 		return api.Kernel{}, err
 	}
-	if err := cmp.Or(s.place(out, dir), content.SyncDir(s.cfg.Dir)); err != nil {
+	if err := cmp.Or(s.place(out, dir), hostfile.SyncDir(s.cfg.Dir)); err != nil {
 		return api.Kernel{}, err
 	}
 	return r.Kernel, nil

@@ -32,7 +32,7 @@ var floor = map[string]int{
 	"internal/guest/exec": 41, "internal/guest/process": 40, "internal/guest/files": 40, "internal/guest/channel": 40,
 	"internal/vmm": 35, "internal/vmm/watch": 36, "internal/vmm/frames": 36, "internal/kernel/kmod": 30, "internal/kernel/kmod/kmodtest": 20, "internal/deb/debtest": 20,
 	"internal/content": 30, "internal/initramfs": 30, "internal/ext4": 30, "internal/disk": 29, "internal/disk/sparse": 20, "internal/disk/template": 28, "internal/disk/template/gen": 29,
-	"internal/hostexec": 10, "internal/hostproc": 10, "internal/paths": 10, "internal/progress": 10, "internal/filestream": 10, "internal/buildinfo": 10, "internal/suggest": 10,
+	"internal/hostexec": 10, "internal/hostfile": 10, "internal/hostproc": 10, "internal/paths": 10, "internal/progress": 10, "internal/filestream": 10, "internal/buildinfo": 10, "internal/suggest": 10,
 	"internal/guest/wire": 5, "api": 5,
 	"internal/layering": 0, "e2e": 200,
 }

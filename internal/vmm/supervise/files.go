@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"git.thaloco.com/thaloco/banger/internal/hostfile"
 	"git.thaloco.com/thaloco/banger/internal/hostproc"
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
@@ -49,18 +50,9 @@ func writeJSON(dir, name string, v any, durable bool) error {
 		return fmt.Errorf("write %q: %w", name, err)
 	}
 	if durable {
-		return syncDir(dir)
+		return hostfile.SyncDir(dir)
 	}
 	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
 
 // readJSON reads dir/name into v; fs.ErrNotExist where it is not there.
