@@ -42,31 +42,43 @@ func (p *Port) forwardTCP(r *tcp.ForwarderRequest) {
 		r.Complete(true)
 		return
 	}
-	if !p.join(r, conn) {
-		_ = conn.SetLinger(0)
-		_ = conn.Close() // reset: what is outside must not take it for the end of a conversation
-		p.net.sockets.give()
-	}
+	p.join(r, conn)
 }
 
-// join completes the guest's handshake and relays between both connections; false where the guest has gone.
-func (p *Port) join(r *tcp.ForwarderRequest, conn *net.TCPConn) bool {
+// drop resets a connection outside that was not relayed: it must not be taken for a conversation that ended.
+func (p *Port) drop(conn *net.TCPConn) {
+	_ = conn.SetLinger(0)
+	_ = conn.Close()
+	p.net.sockets.give()
+}
+
+// join completes the guest's handshake and relays between both connections.
+func (p *Port) join(r *tcp.ForwarderRequest, conn *net.TCPConn) {
+	// a guest that goes now leaves the stack waiting for a while; the socket must not wait with it
+	stop := context.AfterFunc(p.ctx, func() { p.drop(conn) })
 	wq := &waiter.Queue{}
 	ep, terr := r.CreateEndpoint(wq)
+	r.Complete(terr != nil)
+	mine := stop()
 	if terr != nil {
-		r.Complete(true)
-		return false
+		if mine {
+			p.drop(conn)
+		}
+		return
 	}
-	r.Complete(false)
+	if !mine {
+		ep.Abort()
+		return
+	}
 	p.tuneEndpoint(ep)
 	l, err := newRelay(p, ep, wq, conn)
 	if err != nil || !p.addFlow(l) {
 		ep.Abort()
-		return false
+		p.drop(conn)
+		return
 	}
 	p.c.flows.Add(1)
 	l.start()
-	return true
 }
 
 // Buffers of a guest's connections, in bytes: the first few may fill the fastest path, so many that one guest never holds
