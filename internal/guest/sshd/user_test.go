@@ -47,8 +47,7 @@ func TestOtherUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0) })
-	var g *guest
-	g = newGuest(t, func(c *Config) {
+	g := newGuest(t, func(c *Config) {
 		c.Processes = process.NewManager(process.Config{EtcDir: etc})
 		t.Cleanup(func() { _ = c.Processes.Close() })
 	})
