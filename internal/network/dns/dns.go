@@ -7,10 +7,10 @@
 // RFC 6761 and RFC 7686 keep out of the DNS. Nothing is cached: the resolvers
 // behind it do that.
 //
-// IPv6 does not leave a guest yet, so AAAA is answered "no such data" without
-// asking. That is so for names that do not exist, too: glibc (res_query.c) and
-// musl (name_from_dns) take the NXDOMAIN that A brings for both, and musl would take
-// one of AAAA for a name without IPv6 that way. SVCB and HTTPS pass with their
+// IPv6 does not leave a guest yet, so the addresses are taken out of answers to AAAA.
+// The question is asked all the same: whether there is such a name, and whether a resolver
+// could tell, must come out the same for AAAA as for A, or glibc makes of a resolver that is
+// down (EAI_AGAIN) a name without addresses (EAI_NODATA). SVCB and HTTPS pass with their
 // ipv6hint: a guest without a route of IPv6 does not use it, and an edited record
 // would break its signature.
 //

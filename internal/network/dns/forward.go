@@ -30,7 +30,25 @@ func (s *Server) forward(ctx context.Context, vm string, q *query) []byte {
 	if err != nil {
 		return q.fail(dns.RcodeServerFailure, dns.ExtendedErrorCodeNoReachableAuthority, "the host's resolvers do not answer")
 	}
+	if q.Qtype == dns.TypeAAAA && answer[3]&0xf == dns.RcodeSuccess {
+		return q.withoutAddresses(answer)
+	}
 	return q.fit(answer)
+}
+
+// withoutAddresses is an answer that keeps nothing of another but the names its question leads to.
+func (q *query) withoutAddresses(answer []byte) []byte {
+	m := new(dns.Msg)
+	if err := m.Unpack(answer); err != nil {
+		return q.fail(dns.RcodeServerFailure, dns.ExtendedErrorCodeOther, "the host's resolver sent no DNS message")
+	}
+	out := q.reply(dns.RcodeSuccess)
+	for _, rr := range m.Answer {
+		if rr.Header().Rrtype == dns.TypeCNAME {
+			out.Answer = append(out.Answer, rr)
+		}
+	}
+	return q.pack(out)
 }
 
 // askAll asks one resolver after the other. One that cannot help, which is not the same as that there is no such

@@ -432,3 +432,35 @@ func TestRecovers(t *testing.T) {
 		t.Errorf("it logged %s", log)
 	}
 }
+
+// TestNoAAAA: the addresses go, what else the answer says stays.
+func TestNoAAAA(t *testing.T) {
+	zone := startUpstream(t, func(_ string, q *dns.Msg) []byte {
+		m := new(dns.Msg).SetReply(q)
+		name := q.Question[0].Name
+		hdr := func(name string, rrtype uint16) dns.RR_Header {
+			return dns.RR_Header{Name: name, Rrtype: rrtype, Class: dns.ClassINET, Ttl: 60}
+		}
+		switch name {
+		case "alias.example.":
+			m.Answer = append(m.Answer, &dns.CNAME{Hdr: hdr(name, dns.TypeCNAME), Target: "six.example."})
+			name = "six.example."
+			fallthrough
+		case "six.example.":
+			m.Answer = append(m.Answer, &dns.AAAA{Hdr: hdr(name, dns.TypeAAAA), AAAA: net.ParseIP("2001:db8::1")})
+		case "broken.example.":
+			m.Rcode = dns.RcodeServerFailure
+		default:
+			m.Rcode = dns.RcodeNameError
+		}
+		return mustPack(m)
+	})
+	s, _ := testServer(t, using(zone))
+	for name, want := range map[string]string{
+		"six.example.": "NOERROR", "alias.example.": "NOERROR CNAME=six.example.", "broken.example.": "SERVFAIL", "none.example.": "NXDOMAIN",
+	} {
+		if got := summary(parse(t, s.Answer(t.Context(), "x", true, question(t, name, "AAAA")))); got != want {
+			t.Errorf("AAAA of %s: %s, want %s", name, got, want)
+		}
+	}
+}

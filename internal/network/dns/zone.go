@@ -44,9 +44,6 @@ func (s *Server) local(q *query) []byte {
 		return nil
 	case len(labels) == 1:
 		return s.vm(q, labels[0])
-	case q.Qtype == dns.TypeAAAA:
-		m := q.reply(dns.RcodeSuccess)
-		return q.pack(m)
 	case q.Qtype == dns.TypeANY: // RFC 8482 section 4.2
 		return q.answer(&dns.HINFO{Hdr: q.owner(dns.TypeHINFO, ttlFixed), Cpu: "RFC8482"})
 	}
