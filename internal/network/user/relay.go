@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -24,8 +25,10 @@ type relay struct {
 	conn *net.TCPConn
 	raw  syscall.RawConn
 
-	ends  atomic.Int32 // directions that have ended orderly
-	once  sync.Once
+	ends atomic.Int32 // directions that have ended orderly
+	// outside and forget are done once each.
+	outside, forget sync.Once
+
 	watch waiter.Entry // tells of a reset by the guest
 	read  waiter.Entry
 	write waiter.Entry
@@ -63,32 +66,56 @@ func (l *relay) start() {
 
 // abort resets both connections.
 func (l *relay) abort() {
-	l.once.Do(func() {
-		_ = l.conn.SetLinger(0) // makes Close a reset
-		_ = l.conn.Close()
-		l.ep.Abort()
-		l.release()
-	})
+	l.closeOutside(true)
+	l.ep.Abort()
+	l.release()
 }
 
-// end says that one direction has ended orderly; with both the connection has.
+// end says that one direction has ended orderly; with both the connection has. What the guest has not acknowledged yet is
+// kept for it, and the connection counts as the guest's until it has.
 func (l *relay) end() {
 	if l.ends.Add(1) < 2 {
 		return
 	}
-	l.once.Do(func() {
-		_ = l.conn.Close() // both have said their last
-		l.ep.Close()
-		l.release()
+	l.closeOutside(false)
+	l.ep.Close()
+	wait := time.Millisecond
+	for {
+		switch tcp.EndpointState(l.ep.State()) {
+		case tcp.StateTimeWait, tcp.StateClose, tcp.StateError:
+			l.release()
+			return
+		}
+		select {
+		case <-l.writable:
+		case <-time.After(wait): // not every change of state is told
+			wait = min(2*wait, time.Second)
+		case <-l.port.ctx.Done():
+			l.abort()
+			return
+		}
+	}
+}
+
+// closeOutside closes the host's socket, once.
+func (l *relay) closeOutside(reset bool) {
+	l.outside.Do(func() {
+		if reset {
+			_ = l.conn.SetLinger(0)
+		}
+		_ = l.conn.Close() // it was reset, or both sides have said their last
+		l.port.net.sockets.give()
 	})
 }
 
+// release forgets the connection, once.
 func (l *relay) release() {
-	l.wq.EventUnregister(&l.watch)
-	l.wq.EventUnregister(&l.read)
-	l.wq.EventUnregister(&l.write)
-	l.port.removeFlow(l)
-	l.port.net.sockets.give()
+	l.forget.Do(func() {
+		l.wq.EventUnregister(&l.watch)
+		l.wq.EventUnregister(&l.read)
+		l.wq.EventUnregister(&l.write)
+		l.port.removeFlow(l)
+	})
 }
 
 // errFull says that a socket takes no more now.

@@ -68,7 +68,7 @@ func TestHalfCloseByOutside(t *testing.T) {
 	if err := out.CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := in.Read(make([]byte, 1)); err != io.EOF {
+	if n, err := in.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Fatalf("read %d, %v; want the end", n, err)
 	}
 	big := bytes.Repeat([]byte("late"), 1<<20)
@@ -88,7 +88,7 @@ func TestResetByOutside(t *testing.T) {
 		g, in, out := pair(t)
 		if half { // the guest has been told of the end, and is told of the reset that follows
 			_ = out.CloseWrite()
-			if _, err := in.Read(make([]byte, 1)); err != io.EOF {
+			if _, err := in.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 				t.Fatal(err)
 			}
 		}
@@ -107,7 +107,7 @@ func TestResetByGuest(t *testing.T) {
 		g, in, out := pair(t)
 		if half {
 			_ = in.CloseWrite()
-			if _, err := out.Read(make([]byte, 1)); err != io.EOF {
+			if _, err := out.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 				t.Fatal(err)
 			}
 		}
@@ -150,6 +150,49 @@ func TestResetWhileOutsideIsFull(t *testing.T) {
 	gone(t, g)
 	if _, err := io.Copy(io.Discard, out); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("outside sees %v, want a reset", err)
+	}
+}
+
+// TestUnacknowledgedBytesCount: what waits for a guest that takes nothing counts as its connection, though both sides
+// have closed.
+func TestUnacknowledgedBytesCount(t *testing.T) {
+	for _, back := range []bool{true, false} {
+		g, in, out := pair(t)
+		if err := in.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := out.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+			t.Fatal(err)
+		}
+		if err := g.stack.DisableNIC(1); err != nil {
+			t.Fatal(err)
+		}
+		data := bytes.Repeat([]byte("x"), 100000)
+		if _, err := out.Write(data); err != nil {
+			t.Fatal(err)
+		}
+		_ = out.Close()
+		eventually(t, "the host's socket is closed", func() bool {
+			s := g.port.net.sockets
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.free == s.size
+		})
+		if s := g.port.Stats(); s.OpenTCP != 1 {
+			t.Errorf("%d connections are open, want 1", s.OpenTCP)
+		}
+		if !back {
+			g.port.Close()
+			gone(t, g)
+			continue
+		}
+		if err := g.stack.EnableNIC(1); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(in); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("the guest got %d bytes, %v", len(got), err)
+		}
+		gone(t, g)
 	}
 }
 
