@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -121,13 +122,19 @@ func TestPortCannotBeHad(t *testing.T) {
 func TestPortGivenAway(t *testing.T) {
 	h := newPortHost(t, "sshd", "nowhere/dropbear")
 	l := h.serve()
-	h.touch("sshd.new")
+	program, err := os.ReadFile("/bin/true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(h.dir, "sshd.new"), program, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Rename(filepath.Join(h.dir, "sshd.new"), filepath.Join(h.dir, "sshd")); err != nil {
 		t.Fatal(err)
 	}
 	h.wantClosed(l)
 	l = h.serve() // it has not started
-	if _, err := os.ReadFile(filepath.Join(h.dir, "sshd")); err != nil {
+	if err := exec.Command(filepath.Join(h.dir, "sshd")).Run(); err != nil {
 		t.Fatal(err)
 	}
 	h.wantClosed(l)
