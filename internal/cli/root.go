@@ -115,7 +115,7 @@ func nearCommands(cmd *cobra.Command, word string) []string {
 }
 
 // args makes a check of the positional arguments a usage error. max < 0 is any number.
-func args(min, max int, what string) cobra.PositionalArgs { //nolint:unparam // min, 1 everywhere, reads as the range it is with max
+func args(min, max int, what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, got []string) error {
 		if len(got) >= min && (max < 0 || len(got) <= max) {
 			return nil

@@ -220,6 +220,27 @@ func (s *signallingReader) Read(p []byte) (int, error) {
 	return s.Reader.Read(p)
 }
 
+// TestComeBackBySSH: where ssh is installed it is the way back, unless only vm exec can say where to.
+func TestComeBackBySSH(t *testing.T) {
+	for args, want := range map[string]string{
+		"":               "banger vm ssh quiet-otter",
+		"-u nobody":      "banger vm ssh -l nobody quiet-otter",
+		"-u 65534:65534": "banger vm exec -u 65534:65534 quiet-otter",
+	} {
+		a, _ := sshApp(t)
+		startFake(t, a.env)
+		if code := a.run(append(append([]string{"vm", "run"}, strings.Fields(args)...), "--", "true")...); !strings.Contains(a.err.String(), "come back: "+want+"\n") {
+			t.Errorf("vm run %s: status %d, said %q, want %q", args, code, a.err.String(), want)
+		}
+	}
+	a, _ := sshApp(t)
+	startFake(t, a.env)
+	dir := t.TempDir()
+	if code := a.run("vm", "run", dir, "--", "true"); code != 0 || !strings.Contains(a.err.String(), "come back: banger vm exec -w "+dir+" quiet-otter\n") {
+		t.Errorf("vm run PATH: status %d, %q", code, a.err.String())
+	}
+}
+
 func TestCompleteSSH(t *testing.T) {
 	a := newTestApp(t)
 	d := startFake(t, a.env)
