@@ -153,6 +153,16 @@ func (m *Manager) OwnerGone(id string) error {
 	return nil
 }
 
+// Abandon is OwnerGone for a process nobody will ask about again: it is forgotten as soon as it has ended.
+func (m *Manager) Abandon(id string) error {
+	p, err := m.find(id)
+	if err != nil {
+		return err
+	}
+	p.abandoned.Store(true)
+	return m.OwnerGone(id)
+}
+
 // Wait waits for the end of a process that somebody else collects. The error is a *wire.ExecError or that of ctx.
 func (m *Manager) Wait(ctx context.Context, id string) (wire.ExecExit, error) {
 	p, err := m.find(id)
@@ -239,7 +249,11 @@ func (m *Manager) noteEnd(p *proc) {
 	m.mu.Lock()
 	m.running--
 	var evicted []*proc
-	if m.procs[p.id] == p {
+	switch {
+	case m.procs[p.id] != p:
+	case p.abandoned.Load():
+		delete(m.procs, p.id)
+	default:
 		m.ended = append(m.ended, p)
 		if n := len(m.ended) - m.cfg.MaxEnded; n > 0 {
 			evicted = slices.Clone(m.ended[:n])

@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -27,6 +28,8 @@ type proc struct {
 	// Set before ready is closed.
 	pid int
 	io  *stdio
+
+	abandoned atomic.Bool // nobody will ask how it ended
 
 	mu       sync.Mutex // guards what follows
 	out      [2]*output // stdout, stderr; stderr is nil with a terminal

@@ -54,7 +54,7 @@ func (c *connection) session(nch ssh.NewChannel) {
 		}
 	}
 	if s.id != "" {
-		_ = c.s.cfg.Processes.OwnerGone(s.id) // it may have ended
+		_ = c.s.cfg.Processes.Abandon(s.id) // it may have ended
 	}
 }
 
