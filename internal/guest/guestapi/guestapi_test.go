@@ -361,3 +361,60 @@ func TestHostileGuest(t *testing.T) {
 		}
 	})
 }
+
+// TestCopyFiles: paths count from the home of the guest's user, and what goes wrong is said in words.
+func TestCopyFiles(t *testing.T) {
+	home := t.TempDir()
+	procs := process.NewManager(process.Config{Defaults: func() process.Defaults {
+		return process.Defaults{Env: []string{"HOME=" + home}}
+	}})
+	t.Cleanup(func() { _ = procs.Close() })
+	c := serve(t, guestapi.Handler(guestapi.Config{Processes: procs}))
+	put := func(name string, p api.PutFiles) error {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		if err := errors.Join(w.WriteHeader(&tar.Header{Name: name, Size: 1, Mode: 0o644}), second(w.Write([]byte("x"))), w.Close()); err != nil {
+			t.Fatal(err)
+		}
+		_, err := c.CopyFiles(t.Context(), p, &b)
+		return err
+	}
+	for path, want := range map[string]string{"": "a", "~": "b", "~/": "c", ".": "d", "e": "e", "~/f": "f", home + "/g": "g"} {
+		if err := put(want, api.PutFiles{Path: path}); err != nil {
+			t.Errorf("%q: %v", path, err)
+		}
+		if _, err := os.Stat(filepath.Join(home, want)); err != nil {
+			t.Errorf("%q: %v", path, err)
+		}
+	}
+	for _, path := range []string{"", "~", ".", "~/."} {
+		s, err := c.Files(t.Context(), api.GetFiles{Path: path})
+		if err != nil {
+			t.Errorf("%q: %v", path, err)
+			continue
+		}
+		h, err := tar.NewReader(s).Next()
+		_ = s.Close()
+		if err != nil || h.Name != filepath.Base(home)+"/" {
+			t.Errorf("%q: %+v, %v", path, h, err)
+		}
+	}
+	for what, tc := range map[string]struct {
+		err  error
+		kind api.ErrorKind
+		text string
+	}{
+		"no parent":      {put("x", api.PutFiles{Path: "no/x"}), api.KindNotFound, "no directory"},
+		"below a file":   {put("x", api.PutFiles{Path: "a/x"}), api.KindInvalid, "is not a directory"},
+		"several":        {put("x", api.PutFiles{Path: "a", Into: true}), api.KindInvalid, "is not a directory"},
+		"contents":       {put("x", api.PutFiles{Path: "~", Contents: true}), api.KindInvalid, "is not a directory"},
+		"a cut stream":   {second(c.CopyFiles(t.Context(), api.PutFiles{Path: "~"}, strings.NewReader(""))), api.KindGuest, "cut"},
+		"nothing there":  {second(c.Files(t.Context(), api.GetFiles{Path: "none"})), api.KindNotFound, "no such file or directory in the guest"},
+		"not a file":     {second(c.Files(t.Context(), api.GetFiles{Path: "/dev/null"})), api.KindInvalid, "neither file"},
+		"the whole root": {second(c.Files(t.Context(), api.GetFiles{Path: "/"})), api.KindInvalid, "root directory"},
+	} {
+		if api.KindOf(tc.err) != tc.kind || tc.err == nil || !strings.Contains(tc.err.Error(), tc.text) {
+			t.Errorf("%s: %s %v", what, api.KindOf(tc.err), tc.err)
+		}
+	}
+}
