@@ -135,7 +135,7 @@ def silent():
     s = tcp('198.51.100.1', 10); s.settimeout(1)
     return s.recv(1)
 def reset():
-    s = tcp('198.51.100.1', 11)
+    s = tcp('198.51.100.1', 11); s.send(b'x')
     return s.recv(1)
 def resolve(name):
     return sorted({a[4][0] for a in socket.getaddrinfo(name, 80, type=socket.SOCK_STREAM)})
