@@ -53,7 +53,8 @@ lint:
 
 ## bench: the figures of docs/BENCHMARKS.md, as ratios in one run
 bench:
-	./scripts/host-packages
+	./scripts/host-packages bench
+	$(GO) test -run '^$$' -bench . -benchtime 3s ./internal/network/user
 	$(GO) test -tags 'e2e bench' -count=1 -timeout 60m -run '^$$' -bench . -benchtime 1x ./e2e/...
 
 clean:

@@ -23,6 +23,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 	"git.thaloco.com/thaloco/banger/internal/initramfs"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
+	"git.thaloco.com/thaloco/banger/internal/vmm/frames"
 	"git.thaloco.com/thaloco/banger/internal/vmm/qemu"
 )
 
@@ -83,11 +84,16 @@ func (m *byHand) boot(b *testing.B, want api.Mark) time.Duration {
 	defer func() { _ = qmp.Close() }()
 	start := time.Now()
 	c := exec.Command(m.spec.Binary, qemu.Args(m.spec, qemu.Options{Initrd: "initrd", TSCKHz: m.tsc, Sandbox: true})...)
-	c.Dir, c.ExtraFiles = m.dir, []*os.File{qmpFar, agentFar}
+	near, far, err := frames.Pair()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = near.Close() }()
+	c.Dir, c.ExtraFiles = m.dir, []*os.File{qmpFar, agentFar, far}
 	if err := c.Start(); err != nil {
 		b.Fatal(err)
 	}
-	_, _ = qmpFar.Close(), agentFar.Close()
+	_, _, _ = qmpFar.Close(), agentFar.Close(), far.Close()
 	defer func() { _ = c.Process.Kill(); _ = c.Wait() }()
 	conn, err := net.FileConn(agent)
 	if err != nil {
