@@ -137,6 +137,12 @@ func (u *sshUser) await(d *dialog, pattern string) string {
 	return found[len(found)-1]
 }
 
+// addJoe makes an ordinary user in the guest.
+func (u *sshUser) addJoe() {
+	u.t.Helper()
+	u.inGuest("box", "id joe >/dev/null 2>&1 || useradd -m -s /bin/bash joe")
+}
+
 // TestSSH is OpenSSH's client through banger vm ssh and through the user's configuration: nothing is asked, and the status and
 // the streams are the command's.
 func TestSSH(t *testing.T) {
@@ -161,7 +167,7 @@ func TestSSH(t *testing.T) {
 	if r := u.does(nil, "ssh", "box.vm", "test -t 0 || echo $LANG $SSH_CONNECTION"); r.stdout != "C.UTF-8 UNKNOWN 65535 UNKNOWN 65535\n" {
 		t.Errorf("environment: %q", r.stdout)
 	}
-	u.inGuest("box", "id joe >/dev/null 2>&1 || useradd -m -s /bin/bash joe")
+	u.addJoe()
 	if got := u.gets("ssh", "joe@box.vm", "id -un; pwd"); got != "joe\n/home/joe\n" {
 		t.Errorf("another user: %q", got)
 	}
@@ -195,7 +201,7 @@ func (h *host) makeTree(name string, size int64) (dir, manifest string) {
 // TestSSHFiles copies with scp, sftp and rsync, in and out again.
 func TestSSHFiles(t *testing.T) {
 	u := newSSHUser(t)
-	const size = 10 << 20
+	const size = 4 << 20
 	dir, want := u.makeTree("files", size)
 	check := func(how, back string) {
 		t.Helper()
@@ -244,6 +250,7 @@ func TestSSHFiles(t *testing.T) {
 // TestSSHForwards reaches a server of the guest by -L and -D, one of the host by -R, and the guest through itself by -J.
 func TestSSHForwards(t *testing.T) {
 	u := newSSHUser(t)
+	u.addJoe()
 	const size = 2 << 20
 	page := u.randomFile("page", size)
 	u.inGuest("box", "mkdir -p /root/www")
@@ -308,8 +315,8 @@ print(h.hexdigest())`, remote)
 		t.Error("-R is still there after its connection")
 	}
 
-	if got := u.gets("ssh", "-J", "box.vm", "box.vm", "echo $SSH_CONNECTION"); !strings.HasSuffix(got, " 22\n") {
-		t.Errorf("-J box.vm: %q", got)
+	if got := u.gets("ssh", "-J", "joe@box.vm", "box.vm", "echo $SSH_CONNECTION"); !strings.HasSuffix(got, u.vm("box").Address.String()+" 22\n") {
+		t.Errorf("-J joe@box.vm: %q", got)
 	}
 	if got := u.gets("banger", "vm", "ssh", "-W", "127.0.0.1:22", "box"); !strings.HasPrefix(got, "SSH-2.0-") {
 		t.Errorf("-W: %q", got)
@@ -380,6 +387,7 @@ func TestSSHAgent(t *testing.T) {
 			t.Errorf("%v: %q", argv, got)
 		}
 	}
+	u.addJoe()
 	path := strings.TrimSpace(u.gets("ssh", "-A", "joe@box.vm", "ssh-add -l >/dev/null && echo $SSH_AUTH_SOCK"))
 	if path == "" || u.inGuest("box", "test ! -e '"+path+"' && echo gone") != "gone\n" {
 		t.Errorf("the socket %q is left", path)
