@@ -6,6 +6,7 @@ package frames
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"syscall"
@@ -33,8 +34,8 @@ func Pair() (host, vm *os.File, err error) {
 
 // Link is one end; it implements vmm.Link.
 type Link struct {
-	f  *os.File
-	rc syscall.RawConn
+	f      *os.File
+	rc     syscall.RawConn
 	closed func()
 }
 
@@ -67,7 +68,7 @@ func (l *Link) ReadFrame(p []byte) (int, error) {
 	return n, nil
 }
 
-// WriteFrame implements vmm.Link.
+// WriteFrame implements vmm.Link. A frame for which the kernel has no room at all is lost, as on a wire.
 func (l *Link) WriteFrame(pieces [][]byte) error {
 	for {
 		var werr error
@@ -78,7 +79,7 @@ func (l *Link) WriteFrame(pieces [][]byte) error {
 		switch {
 		case err != nil, errors.Is(werr, unix.ECONNREFUSED), errors.Is(werr, unix.ECONNRESET): // nobody holds the other end
 			return errClosed("write")
-		case werr == nil:
+		case werr == nil, errors.Is(werr, unix.ENOBUFS), errors.Is(werr, unix.ENOMEM), errors.Is(werr, unix.EMSGSIZE):
 			return nil
 		case !errors.Is(werr, unix.EINTR):
 			return fmt.Errorf("write a frame: %w", werr)
@@ -101,9 +102,12 @@ func (l *Link) Close() error {
 // errClosed is the end of a link: the poller has no other error where no deadline is set.
 func errClosed(op string) error { return fmt.Errorf("%s a frame: %w", op, net.ErrClosed) }
 
-// Discard reads one frame and throws it away.
+// Discard reads one datagram and throws it away.
 func Discard(f *os.File) error {
 	var b [1]byte // the rest of a datagram goes with it
 	_, err := f.Read(b[:])
+	if errors.Is(err, io.EOF) { // it was empty: the end of such a socket reads as nothing to read
+		return nil
+	}
 	return err
 }
