@@ -4,8 +4,10 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -296,4 +298,29 @@ func spellings(a [4]byte, salt uint64) []netip.Addr {
 		list = append(list, netip.AddrFrom16(b))
 	}
 	return list
+}
+
+// A host whose addresses change while they are listed is asked again: half a list forbids too little, and none forbids all.
+func TestAddressesThatChangeWhileTheyAreListed(t *testing.T) {
+	whole := []netlink.Addr{{IPNet: &net.IPNet{IP: net.IPv4(192, 0, 2, 1), Mask: net.CIDRMask(24, 32)}},
+		{IPNet: &net.IPNet{IP: net.IPv4(198, 51, 100, 1), Mask: net.CIDRMask(24, 32)}}}
+	calls := 0
+	got, err := addressesFrom(func() ([]netlink.Addr, error) {
+		if calls++; calls < 3 {
+			return whole[:1], netlink.ErrDumpInterrupted
+		}
+		return whole, nil
+	})
+	want := []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24"), netip.MustParsePrefix("198.51.100.1/24")}
+	if err != nil || !slices.Equal(got, want) || calls != 3 {
+		t.Errorf("got %v, %v after %d calls; want %v", got, err, calls, want)
+	}
+	calls = 0
+	_, err = addressesFrom(func() ([]netlink.Addr, error) {
+		calls++
+		return whole[:1], netlink.ErrDumpInterrupted
+	})
+	if !errors.Is(err, netlink.ErrDumpInterrupted) || calls != dumpTries {
+		t.Errorf("a list that is never whole: %v after %d calls", err, calls)
+	}
 }

@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -40,12 +41,23 @@ func (k routeKind) refused() string {
 type kernel struct{}
 
 func (kernel) addresses() ([]netip.Prefix, error) {
-	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	return addressesFrom(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+}
+
+// dumpTries is how often a list is asked for that changed while it was read, as it does where containers come and go.
+const dumpTries = 8
+
+// addressesFrom returns what list does, once that is whole.
+func addressesFrom(list func() ([]netlink.Addr, error)) ([]netip.Prefix, error) {
+	all, err := list()
+	for try := 1; try < dumpTries && errors.Is(err, netlink.ErrDumpInterrupted); try++ {
+		all, err = list()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list addresses of the host: %w", err)
 	}
 	var out []netip.Prefix
-	for _, a := range list {
+	for _, a := range all {
 		for _, n := range []*net.IPNet{a.IPNet, a.Peer} {
 			if p, ok := prefixOf(n); ok {
 				out = append(out, p)
