@@ -51,7 +51,7 @@ func newRoot(a *App) *cobra.Command {
 		&cobra.Group{ID: groupStore, Title: "Images and kernels:"},
 		&cobra.Group{ID: groupDaemon, Title: "banger itself:"})
 	root.SetHelpCommandGroupID(groupDaemon)
-	root.SetCompletionCommandGroupID(groupDaemon)
+	root.CompletionOptions.DisableDefaultCmd = true // completion.go has one for the shells banger knows
 	root.AddCommand(
 		group(groupMain, "vm", "Make, run and look after VMs",
 			newVMRun(a), newVMCreate(a), newVMStart(a), newVMStop(a), newVMRestart(a), newVMKill(a),
@@ -66,6 +66,7 @@ func newRoot(a *App) *cobra.Command {
 			newConfigShow(a), newConfigPath(a)),
 		newSSHConfig(a), newSSHProxy(a),
 		newDoctor(a),
+		newCompletion(),
 		newVersion(a),
 	)
 	return root

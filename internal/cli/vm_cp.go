@@ -58,24 +58,6 @@ file that is replaced is replaced whole or not at all; of a directory what was c
 	return cmd
 }
 
-// completeCopy completes NAME: of VMs, else files.
-func (a *App) completeCopy() completion {
-	names := a.completeVMs(0)
-	return func(cmd *cobra.Command, args []string, toComplete string) ([]cobra.Completion, cobra.ShellCompDirective) {
-		if strings.ContainsAny(toComplete, ":/.") {
-			return nil, cobra.ShellCompDirectiveDefault
-		}
-		vms, _ := names(cmd, nil, toComplete)
-		for i := range vms {
-			vms[i] += ":"
-		}
-		if len(vms) == 0 {
-			return nil, cobra.ShellCompDirectiveDefault
-		}
-		return vms, cobra.ShellCompDirectiveNoSpace
-	}
-}
-
 // cpEnd is one end of a copy: a path in a VM, a path of the host where vm is empty, or a stream.
 type cpEnd struct {
 	vm, path string
