@@ -45,10 +45,10 @@ func newNetwork(settings config.Config, db *store.Store, log *slog.Logger) (*net
 	return n, nil
 }
 
-// lookup finds the address of a VM.
+// lookup finds the address of a VM. One it had in an earlier cidr, and has until it is started again, is a stranger's by now.
 func (n *network) lookup(name string) (netip.Addr, bool) {
-	rec, err := n.db.VM(context.Background(), name)
-	return rec.Address, err == nil && rec.Name == name && rec.Address.IsValid()
+	a, err := n.db.AddressOf(context.Background(), name)
+	return a, err == nil && n.cidr.Contains(a)
 }
 
 // reverse finds the VM that has an address.

@@ -62,6 +62,24 @@ func (s *Store) LeaseOf(ctx context.Context, address netip.Addr) (id, name strin
 	return id, name, s.explain(err)
 }
 
+// AddressOf returns the address leased to the VM of this name, of whatever network it is; KindNotFound where there is none. It is
+// for those who ask often: see VM for people.
+func (s *Store) AddressOf(ctx context.Context, name string) (netip.Addr, error) {
+	var address string
+	err := s.read.QueryRowContext(ctx, "SELECT leases.address FROM leases JOIN vms ON vms.id = leases.vm WHERE vms.name = ?", name).Scan(&address)
+	if errors.Is(err, sql.ErrNoRows) {
+		return netip.Addr{}, api.Errorf(api.KindNotFound, "no vm %q has an address", name)
+	}
+	if err != nil {
+		return netip.Addr{}, s.explain(err)
+	}
+	a, err := netip.ParseAddr(address)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("read the lease of vm %q: %w", name, err)
+	}
+	return a, nil
+}
+
 type lease struct {
 	vm      string
 	address netip.Addr

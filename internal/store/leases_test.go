@@ -20,6 +20,9 @@ func TestLeases(t *testing.T) {
 		if err != nil || got.String() != want {
 			t.Fatalf("lease of %s: %s, %v; want %s", name, got, err, want)
 		}
+		if found, err := s.AddressOf(ctx, name); err != nil || found != got {
+			t.Fatalf("vm %s has address %s, %v", name, found, err)
+		}
 		v, err := s.VM(ctx, name)
 		if err != nil || v.Address != got {
 			t.Fatalf("vm %s has address %s, %v", name, v.Address, err)
@@ -35,6 +38,11 @@ func TestLeases(t *testing.T) {
 	must(t, s.DeleteVM(ctx, "id-b"))
 	if _, _, err := s.LeaseOf(ctx, netip.MustParseAddr("10.9.8.2")); api.KindOf(err) != api.KindNotFound {
 		t.Errorf("the lease of a deleted VM: %v", err)
+	}
+	for _, name := range []string{"b", "d", "id-a", "nobody"} { // deleted, never started, an id
+		if a, err := s.AddressOf(ctx, name); api.KindOf(err) != api.KindNotFound {
+			t.Errorf("%q has address %s, %v", name, a, err)
+		}
 	}
 	lease("d", "10.9.8.2")
 	if _, err := s.Lease(ctx, "id-nobody", cidr, gateway); api.KindOf(err) != api.KindNotFound {

@@ -103,17 +103,20 @@ func New(cfg Config) (*Network, error) {
 	return n, nil
 }
 
-// Attach joins a VM to the network by its link, which the port owns from then on. A VM that is still attached by an
-// older link is moved to the new one; its connections are reset.
+// Attach joins a VM to the network by its link, which the port owns from then on; after an error the link is the caller's
+// still. A VM that is still attached by an older link is moved to the new one; one that still has this VM's address was
+// deleted and is detached, though its link has not ended yet. Either's connections are reset.
 func (n *Network) Attach(vm VM, link Link) (*Port, error) {
 	if err := n.check(vm); err != nil {
 		return nil, fmt.Errorf("attach vm %q: %w", vm.Name, err)
 	}
 	n.mu.RLock()
-	old := n.byID[vm.ID]
+	stale := []*Port{n.byID[vm.ID], n.byAddr[vm.Addr]}
 	n.mu.RUnlock()
-	if old != nil {
-		old.Close()
+	for _, old := range stale {
+		if old != nil {
+			old.Close()
+		}
 	}
 	p := newPort(n, vm, link)
 	n.mu.Lock()

@@ -143,17 +143,16 @@ func TestAttachChecks(t *testing.T) {
 	n := newNetwork(t, &outside{})
 	_, p := attach(t, n, 1)
 	for what, change := range map[string]func(*VM){
-		"address of another": func(v *VM) { v.Addr = testVM(1).Addr },
-		"mac of another":     func(v *VM) { v.MAC = testVM(1).MAC },
-		"gateway":            func(v *VM) { v.Addr = testGateway },
-		"gateway's mac":      func(v *VM) { v.MAC = gatewayMAC[:] },
-		"network address":    func(v *VM) { v.Addr = netip.MustParseAddr("172.16.0.0") },
-		"broadcast address":  func(v *VM) { v.Addr = netip.MustParseAddr("172.16.0.255") },
-		"outside":            func(v *VM) { v.Addr = netip.MustParseAddr("172.16.1.9") },
-		"no address":         func(v *VM) { v.Addr = netip.Addr{} },
-		"group mac":          func(v *VM) { v.MAC = net.HardwareAddr{1, 2, 3, 4, 5, 6} },
-		"no mac":             func(v *VM) { v.MAC = nil },
-		"no id":              func(v *VM) { v.ID = "" },
+		"mac of another":    func(v *VM) { v.MAC = testVM(1).MAC },
+		"gateway":           func(v *VM) { v.Addr = testGateway },
+		"gateway's mac":     func(v *VM) { v.MAC = gatewayMAC[:] },
+		"network address":   func(v *VM) { v.Addr = netip.MustParseAddr("172.16.0.0") },
+		"broadcast address": func(v *VM) { v.Addr = netip.MustParseAddr("172.16.0.255") },
+		"outside":           func(v *VM) { v.Addr = netip.MustParseAddr("172.16.1.9") },
+		"no address":        func(v *VM) { v.Addr = netip.Addr{} },
+		"group mac":         func(v *VM) { v.MAC = net.HardwareAddr{1, 2, 3, 4, 5, 6} },
+		"no mac":            func(v *VM) { v.MAC = nil },
+		"no id":             func(v *VM) { v.ID = "" },
 	} {
 		vm := testVM(2)
 		change(&vm)
@@ -175,6 +174,40 @@ func TestAttachChecks(t *testing.T) {
 	n.Close()
 	if _, err := n.Attach(testVM(5), newMemLink()); !errors.Is(err, ErrClosed) {
 		t.Errorf("after Close: %v", err)
+	}
+}
+
+// TestAddressGoesToItsNextVM: the lease of a VM that was deleted may be another's before its link has ended.
+func TestAddressGoesToItsNextVM(t *testing.T) {
+	o := &outside{tcp: map[uint16]string{80: serveTCP(t, echoTCP)}}
+	n := newNetwork(t, o)
+	deleted := newGuest(t, n, 1)
+	old := deleted.mustDial(t, "203.0.113.5:80")
+	eventually(t, "it is connected", func() bool { return deleted.port.Stats().OpenTCP == 1 })
+	vm := testVM(1)
+	vm.ID, vm.Name = "id-next", "next"
+	link := newMemLink()
+	next, err := n.Attach(vm, link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(next.Close)
+	<-deleted.port.Done()
+	if s := deleted.port.Stats(); s.OpenTCP != 0 {
+		t.Errorf("%d connections of the deleted VM are open", s.OpenTCP)
+	}
+	// A segment of the old connection is a stranger's now: it is reset, whoever sends it.
+	port := old.LocalAddr().(*net.TCPAddr).AddrPort().Port()
+	b := header.TCP(make([]byte, 20))
+	b.Encode(&header.TCPFields{SrcPort: port, DstPort: 80, SeqNum: 1, AckNum: 1, DataOffset: 20, Flags: header.TCPFlagAck, WindowSize: 65535})
+	link.inject(t, ipFrame(gatewayMAC, mac(1), vm.Addr, netip.MustParseAddr("203.0.113.5"), 6, b))
+	if f := expect(t, link); header.TCP(f[34:]).Flags()&header.TCPFlagRst == 0 {
+		t.Errorf("the answer is %s, want a reset", header.TCP(f[34:]).Flags())
+	}
+	// What the old port still does takes nothing from the new one.
+	deleted.port.Close()
+	if _, ok := n.Stats("id-next"); !ok || n.portByAddr(vm.Addr) != next {
+		t.Error("the VM lost its place")
 	}
 }
 

@@ -1,0 +1,150 @@
+package daemon
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/config"
+	"git.thaloco.com/thaloco/banger/internal/store"
+	"git.thaloco.com/thaloco/banger/internal/vm"
+)
+
+// silence is a link on which nothing ever happens.
+type silence struct {
+	once sync.Once
+	done chan struct{}
+}
+
+func newSilence() *silence { return &silence{done: make(chan struct{})} }
+
+func (l *silence) ReadFrame([]byte) (int, error) {
+	<-l.done
+	return 0, net.ErrClosed
+}
+
+func (l *silence) WriteFrame([][]byte) error { return nil }
+
+func (l *silence) Close() error {
+	l.once.Do(func() { close(l.done) })
+	return nil
+}
+
+// networkOf makes the network of a configuration over a database with VMs of these names.
+func networkOf(t *testing.T, db *store.Store, cidr, gateway string) *network {
+	t.Helper()
+	settings := config.Default()
+	settings.CIDR, settings.BridgeIP = netip.MustParsePrefix(cidr), netip.MustParseAddr(gateway)
+	n, err := newNetwork(settings, db, quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(n.Close)
+	return n
+}
+
+func vmsDB(t *testing.T, names ...string) *store.Store {
+	t.Helper()
+	db, err := store.Open(t.Context(), t.TempDir()+"/banger.db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	now := time.Now()
+	if err := db.PutImage(t.Context(), api.Image{Name: "i", Digest: "sha256:i", Arch: "amd64", CreatedAt: &now}); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.PutKernel(t.Context(), api.Kernel{Name: "k", Digest: "sha256:k", Arch: "amd64", CreatedAt: &now}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if err := db.InsertVM(t.Context(), store.VM{ID: "id-" + name, Name: name, State: api.StateStopped, Image: "i", ImageDigest: "sha256:i",
+			Kernel: "k", KernelDigest: "sha256:k", CreatedAt: now}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return db
+}
+
+// ask is what a guest is told about a name: the address, or none.
+func (n *network) ask(t *testing.T, name string) string {
+	t.Helper()
+	q, err := new(dns.Msg).SetQuestion(name, dns.TypeA).Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m dns.Msg
+	if err := m.Unpack(n.dns.Answer(context.Background(), "id-x", true, q)); err != nil {
+		t.Fatal(err)
+	}
+	for _, rr := range m.Answer {
+		if a, ok := rr.(*dns.A); ok {
+			return a.A.String()
+		}
+	}
+	return dns.RcodeToString[m.Rcode]
+}
+
+// A VM that has its address from an earlier cidr has none: packets for that one would go to whoever has it outside.
+func TestNamesOfAnEarlierNetwork(t *testing.T) {
+	db := vmsDB(t, "web", "new")
+	before := networkOf(t, db, "172.16.0.0/24", "172.16.0.1")
+	if _, err := before.Lease(t.Context(), "id-web"); err != nil {
+		t.Fatal(err)
+	}
+	if got := before.ask(t, "web.vm."); got != "172.16.0.2" {
+		t.Errorf("web.vm is %s", got)
+	}
+	after := networkOf(t, db, "10.99.0.0/24", "10.99.0.1")
+	for _, name := range []string{"web.vm.", "web.", "new.vm.", "id-web.vm."} {
+		if got := after.ask(t, name); got != "NXDOMAIN" {
+			t.Errorf("%s is %s in the new network", name, got)
+		}
+	}
+	old := vm.NetworkVM{ID: "id-web", Name: "web", Address: netip.MustParseAddr("172.16.0.2")}
+	if err := after.Attach(old, newSilence()); api.KindOf(err) != api.KindConflict {
+		t.Errorf("attached by its old address: %v", err)
+	}
+	if _, err := after.Lease(t.Context(), "id-web"); err != nil {
+		t.Fatal(err)
+	}
+	if got := after.ask(t, "web.vm."); got != "10.99.0.2" {
+		t.Errorf("web.vm is %s once it has an address there", got)
+	}
+}
+
+// A VM starts with the address of one that was deleted a moment ago, and whose link has not ended yet.
+func TestAddressOfADeletedVM(t *testing.T) {
+	db := vmsDB(t, "a", "b")
+	n := networkOf(t, db, "172.16.0.0/24", "172.16.0.1")
+	attach := func(name string) *silence {
+		t.Helper()
+		if _, err := n.Lease(t.Context(), "id-"+name); err != nil {
+			t.Fatal(err)
+		}
+		rec, err := db.VM(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		link := newSilence()
+		if err := n.Attach(vm.NetworkVM{ID: rec.ID, Name: name, Address: rec.Address}, link); err != nil {
+			t.Fatalf("attach %s at %s: %v", name, rec.Address, err)
+		}
+		return link
+	}
+	a := attach("a")
+	if err := db.DeleteVM(t.Context(), "id-a"); err != nil {
+		t.Fatal(err)
+	}
+	attach("b")
+	<-a.done // its link is closed
+	if _, ok := n.user.Stats("id-b"); !ok {
+		t.Error("b is not attached")
+	}
+}
