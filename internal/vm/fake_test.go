@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,8 +38,10 @@ type fakeEngine struct {
 	hold     bool
 	// attachErr is what Attach fails with.
 	attachErr error
-	// linkErr is what OpenLink fails with.
-	linkErr error
+	// linkErr is what OpenLink fails with: the first linkFails times, or ever where that is 0.
+	linkErr   error
+	linkFails int32
+	linkTries atomic.Int32
 	// deaf guests do not power off when asked; stubborn ones do not end by /v1/end either.
 	deaf, stubborn bool
 	starts         int
@@ -211,7 +214,8 @@ func (m *fakeMachine) Resume(context.Context) error {
 }
 
 func (m *fakeMachine) OpenLink(context.Context) (vmm.Link, error) {
-	if err := m.engine.linkErr; err != nil {
+	tries, fails := m.engine.linkTries.Add(1), m.engine.linkFails
+	if err := m.engine.linkErr; err != nil && (fails == 0 || tries <= fails) {
 		return nil, err
 	}
 	return fakeLink{m}, nil

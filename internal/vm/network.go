@@ -8,8 +8,13 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/store"
 )
 
-// plugWithin is how long the engine may take to hand over a VM's frames.
-const plugWithin = 10 * time.Second
+// plugWithin is how long the engine may take to hand over a VM's frames; a busy host may fail that, so it is asked
+// again after plugAgain, and then ever more rarely, down to plugRarely.
+const (
+	plugWithin = 10 * time.Second
+	plugAgain  = 200 * time.Millisecond
+	plugRarely = time.Minute
+)
 
 // plug joins a running VM to the network, in the background: nothing of the host depends on it, and the guest's
 // frames are thrown away until then.
@@ -18,24 +23,48 @@ func (s *Service) plug(rec store.VM, l *live) {
 		return // started by a banger that knew no network
 	}
 	s.tasks.Go(func() {
-		ctx, cancel := context.WithTimeout(s.ctx, plugWithin)
-		defer cancel()
-		link, err := l.machine.OpenLink(ctx)
-		if err == nil {
-			if err = s.cfg.Network.Attach(NetworkVM{ID: rec.ID, Name: rec.Name, Address: rec.Address}, link); err != nil {
-				_ = link.Close()
+		told := false
+		for wait := plugAgain; ; wait = min(2*wait, plugRarely) {
+			err := s.join(rec, l)
+			switch {
+			case err == nil && told:
+				s.cfg.Log.Info("the vm has its network now", "vm", rec.Name)
+				s.emit("vm.network", rec.Name, "it has its network now")
+				return
+			case err == nil, s.ctx.Err() != nil, l.hasEnded():
+				return
+			case api.KindOf(err) == api.KindConflict:
+				s.cfg.Log.Warn("the vm has no network until it is started again", "vm", rec.Name, "err", err)
+				return
+			case !told:
+				s.cfg.Log.Error("the vm has no network", "vm", rec.Name, "err", err)
+				s.emit("vm.network", rec.Name, "no network: "+err.Error())
+				told = true
+			}
+			select {
+			case <-time.After(wait):
+			case <-l.ended:
+				return
+			case <-s.ctx.Done():
+				return
 			}
 		}
-		switch {
-		case err == nil, s.ctx.Err() != nil:
-		case l.hasEnded():
-		case api.KindOf(err) == api.KindConflict:
-			s.cfg.Log.Warn("the vm has no network until it is started again", "vm", rec.Name, "err", err)
-		default:
-			s.cfg.Log.Error("the vm has no network", "vm", rec.Name, "err", err)
-			s.emit("vm.network", rec.Name, "no network: "+err.Error())
-		}
 	})
+}
+
+// join makes one attempt to join a running VM to the network.
+func (s *Service) join(rec store.VM, l *live) error {
+	ctx, cancel := context.WithTimeout(s.ctx, plugWithin)
+	defer cancel()
+	link, err := l.machine.OpenLink(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.cfg.Network.Attach(NetworkVM{ID: rec.ID, Name: rec.Name, Address: rec.Address}, link); err != nil {
+		_ = link.Close()
+		return err
+	}
+	return nil
 }
 
 // hasEnded reports whether the watcher has recorded the VM's end.

@@ -3,6 +3,7 @@ package vm
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -65,4 +66,30 @@ func TestNoNetwork(t *testing.T) {
 		t.Errorf("start without an address: %v", err)
 	}
 	w.gone("b")
+}
+
+// A VM whose frames could not be had at first joins as soon as they can, and both is told once.
+func TestNetworkComesLater(t *testing.T) {
+	w := newWorld(t)
+	w.engine.linkErr, w.engine.linkFails = errors.New("no frames"), 2
+	a := w.create(api.CreateVM{Name: "a", Start: true})
+	if got := <-w.network.joined; got.ID != a.ID {
+		t.Errorf("%+v joined", got)
+	}
+	var told []string
+	for len(told) < 2 {
+		events, err := w.db.Events(t.Context(), 0, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		told = nil
+		for _, ev := range events {
+			if ev.Kind == "vm.network" {
+				told = append(told, ev.Text)
+			}
+		}
+	}
+	if !slices.Equal(told, []string{"no network: no frames", "it has its network now"}) {
+		t.Errorf("told %q", told)
+	}
 }
