@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -41,6 +42,8 @@ type App struct {
 
 	quiet   bool
 	signals *dispatcher
+	// startedDaemon: there was no daemon, and this process started it.
+	startedDaemon atomic.Bool
 }
 
 // Terminal says what of the streams is a terminal and works it.
@@ -130,9 +133,13 @@ func (a *App) connect() (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg.Start = a.StartDaemon
-	if cfg.Start == nil {
-		cfg.Start = a.startDaemon
+	start := a.StartDaemon
+	if start == nil {
+		start = a.startDaemon
+	}
+	cfg.Start = func(ctx context.Context) error {
+		a.startedDaemon.Store(true)
+		return start(ctx)
 	}
 	return client.New(cfg), nil
 }

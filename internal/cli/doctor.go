@@ -76,7 +76,11 @@ var marks = map[doctor.Status]struct{ sign, word, colour string }{
 	doctor.Fail: {"✗", "FAIL", "31"},
 }
 
-// writeChecks prints a check per line, its hint below it, and how many there were.
+// leastDetail is how many columns a check's detail is given at least; a terminal that has fewer breaks lines itself.
+const leastDetail = 24
+
+// writeChecks prints a check per line, its hint below it, and how many there were. On a terminal details are wrapped; hints are
+// not, for they are there to be copied.
 func (a *App) writeChecks(checks []doctor.Check) error {
 	var (
 		b     strings.Builder
@@ -88,6 +92,10 @@ func (a *App) writeChecks(checks []doctor.Check) error {
 		count[c.Status]++
 	}
 	utf8, colour := a.utf8(), a.colours()
+	columns := 0
+	if a.Terminal.Out {
+		_, columns = a.Terminal.Size()
+	}
 	for _, c := range checks {
 		m := marks[c.Status]
 		mark := m.word
@@ -98,7 +106,11 @@ func (a *App) writeChecks(checks []doctor.Check) error {
 		if colour {
 			mark = "\x1b[" + m.colour + "m" + mark + "\x1b[0m"
 		}
-		detail := strings.ReplaceAll(safeLines(c.Detail), "\n", "\n"+indent)
+		detail := safeLines(c.Detail)
+		if room := columns - len(indent); room >= leastDetail {
+			detail = wrap(detail, room)
+		}
+		detail = strings.ReplaceAll(detail, "\n", "\n"+indent)
 		fmt.Fprintf(&b, "%s %-*s  %s\n", mark, width, c.Name, detail)
 		if c.Hint != "" {
 			fmt.Fprintf(&b, "%shint: %s\n", indent, strings.ReplaceAll(safeLines(c.Hint), "\n", "\n"+indent+"      "))

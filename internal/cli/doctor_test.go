@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -79,9 +80,7 @@ func TestWriteChecks(t *testing.T) {
 			for k := range a.env {
 				delete(a.env, k)
 			}
-			for k, v := range tt.env {
-				a.env[k] = v
-			}
+			maps.Copy(a.env, tt.env)
 			a.Terminal.Out = tt.terminal
 			if err := a.writeChecks(checks); err != nil {
 				t.Fatal(err)
@@ -90,5 +89,31 @@ func TestWriteChecks(t *testing.T) {
 				t.Errorf("got\n%q\nwant\n%q", got, tt.want)
 			}
 		})
+	}
+}
+
+// TestWriteChecksNarrow: details are wrapped to the terminal, hints, which are commands, are not.
+func TestWriteChecksNarrow(t *testing.T) {
+	checks := []doctor.Check{{Name: "kvm", Status: doctor.Warn, Detail: "this host's KVM runs no ordinary guests; VMs are emulated",
+		Hint: "sudo sysctl -w net.ipv4.ping_group_range='0 2147483647'"}}
+	const narrow = "! kvm  this host's KVM runs no ordinary\n       guests; VMs are emulated\n" +
+		"       hint: sudo sysctl -w net.ipv4.ping_group_range='0 2147483647'\n\n0 ok, 1 warning, 0 failures\n"
+	const whole = "! kvm  this host's KVM runs no ordinary guests; VMs are emulated\n" +
+		"       hint: sudo sysctl -w net.ipv4.ping_group_range='0 2147483647'\n\n0 ok, 1 warning, 0 failures\n"
+	for _, tt := range []struct {
+		terminal bool
+		columns  int
+		want     string
+	}{{true, 40, narrow}, {true, 100, whole}, {true, 20, whole}, {true, 0, whole}, {false, 40, whole}} {
+		a := newTestApp(t)
+		a.env["LANG"], a.env["NO_COLOR"] = "C.UTF-8", "1"
+		a.Terminal.Out = tt.terminal
+		a.Terminal.Size = func() (int, int) { return 24, tt.columns }
+		if err := a.writeChecks(checks); err != nil {
+			t.Fatal(err)
+		}
+		if got := a.out.String(); got != tt.want {
+			t.Errorf("%d columns, terminal %v:\n%s", tt.columns, tt.terminal, got)
+		}
 	}
 }

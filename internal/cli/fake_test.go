@@ -42,6 +42,7 @@ type fakeDaemon struct {
 	nextOp   int
 	requests []string // "METHOD path"
 	copied   []string // paths of workspaces
+	accel    string   // of VMs that are made
 	owned    []string // ids of processes that are to go with their client, "" for none, per exec stream
 	stopped  bool
 	// looked, where it is not nil, is called with a VM after somebody asked for it.
@@ -323,7 +324,7 @@ func (d *fakeDaemon) create(r *http.Request) (int, any, error) {
 		defer d.mu.Unlock()
 		vm := &api.VM{ID: "id-" + req.Name, Name: req.Name, State: api.StateStopped, Image: req.Image, CPUs: req.CPUs, Env: req.Env, RemoveOnExit: req.RemoveOnExit}
 		if req.Start {
-			vm.State, vm.Mark = api.StateRunning, req.Wait
+			vm.State, vm.Mark, vm.Engine, vm.Accel = api.StateRunning, req.Wait, "qemu", d.accel
 		}
 		d.vms[vm.Name], d.owners[vm.Name] = vm, req.Owner
 		return *vm, nil

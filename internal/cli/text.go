@@ -97,3 +97,29 @@ func clip(s string, width int) string {
 	}
 	return string(r[:width-1]) + "…"
 }
+
+// wrap breaks the lines of s at blanks so that none is longer than width columns, but for words that are. Every rune counts as
+// one column.
+func wrap(s string, width int) string {
+	lines := strings.Split(s, "\n")
+	for i, line := range lines {
+		var b strings.Builder
+		used := 0
+		for word := range strings.SplitSeq(line, " ") {
+			n := utf8.RuneCountInString(word)
+			switch {
+			case b.Len() == 0:
+			case used+1+n > width:
+				b.WriteByte('\n')
+				used = 0
+			default:
+				b.WriteByte(' ')
+				used++
+			}
+			b.WriteString(word)
+			used += n
+		}
+		lines[i] = b.String()
+	}
+	return strings.Join(lines, "\n")
+}

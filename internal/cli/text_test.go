@@ -98,3 +98,24 @@ func FuzzSafeWriter(f *testing.F) {
 		}
 	})
 }
+
+func TestWrap(t *testing.T) {
+	for _, c := range []struct {
+		in    string
+		width int
+		want  string
+	}{
+		{"", 10, ""},
+		{"short", 10, "short"},
+		{"exactly 10", 10, "exactly 10"},
+		{"exactly 11!", 10, "exactly\n11!"},
+		{"one two three four", 9, "one two\nthree\nfour"},
+		{"a/path/that/is/long then more", 9, "a/path/that/is/long\nthen more"},
+		{"two\nlines here", 5, "two\nlines\nhere"},
+		{"größer als vorher", 10, "größer als\nvorher"},
+	} {
+		if got := wrap(c.in, c.width); got != c.want {
+			t.Errorf("wrap(%q, %d): %q, want %q", c.in, c.width, got, c.want)
+		}
+	}
+}

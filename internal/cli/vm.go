@@ -169,6 +169,16 @@ func (a *App) eachVM(ctx context.Context, cmd string, names []string, all bool,
 	})
 }
 
+// accelEmulated is what api.VM.Accel is where the CPUs are emulated.
+const accelEmulated = "tcg"
+
+// sayEmulated says that VMs are slower than they could be, where this is the first one since the daemon was started.
+func (a *App) sayEmulated(vm api.VM) {
+	if vm.Accel == accelEmulated && a.startedDaemon.Load() {
+		a.say("VMs are emulated on this host, some ten times slower than with KVM; why: banger doctor")
+	}
+}
+
 // offerStart asks whether to start a VM that is stopped, and starts it, where somebody is at the terminal to be asked. Where nobody
 // is, or the answer is no, it does nothing: what needs the VM says that it does not run.
 func (a *App) offerStart(ctx context.Context, c *client.Client, name string) error {

@@ -60,6 +60,7 @@ func runVMCreate(ctx context.Context, a *App, o *vmCreateOptions) error {
 	if err != nil {
 		return err
 	}
+	a.sayEmulated(vm)
 	fmt.Fprintln(a.Out, vm.Name)
 	return nil
 }

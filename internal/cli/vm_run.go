@@ -218,6 +218,7 @@ func (r *run) create(ctx context.Context) error {
 		if err != nil {
 			return r.abandon(ctx, err)
 		}
+		r.app.sayEmulated(vm)
 	}
 	return err
 }

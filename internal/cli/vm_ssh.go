@@ -129,16 +129,20 @@ func runVMSSH(ctx context.Context, a *App, o sshOptions) error {
 		return err
 	}
 	defer c.Close()
+	if _, err := a.lookPath("ssh"); err != nil { // before a VM is started for it
+		vm, verr := c.VM(ctx, o.name)
+		if verr != nil {
+			return verr
+		}
+		return api.Errorf(api.KindUnavailable, "run ssh: %w", err).
+			WithHint("install OpenSSH's client (Debian, Ubuntu: apt install openssh-client; Fedora: dnf install openssh-clients), or use banger vm exec -it %s", vm.Name)
+	}
 	if err := a.offerStart(ctx, c, o.name); err != nil {
 		return err
 	}
 	target, err := c.SSHTarget(ctx, o.name)
 	if err != nil {
 		return err
-	}
-	if _, err := a.lookPath("ssh"); err != nil {
-		return api.Errorf(api.KindUnavailable, "run ssh: %w", err).
-			WithHint("install OpenSSH's client (Debian, Ubuntu: apt install openssh-client; Fedora: dnf install openssh-clients), or use banger vm exec -it %s", target.Name)
 	}
 	argv, err := a.sshCommand(target, o)
 	if err != nil {

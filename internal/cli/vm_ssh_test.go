@@ -116,6 +116,14 @@ a b`, "\n")
 		!strings.Contains(a.err.String(), "banger vm exec -it web") {
 		t.Errorf("without ssh: status %d, %q", code, a.err.String())
 	}
+	a.Terminal.In, a.Terminal.Err = true, true
+	if code := a.run("vm", "ssh", "off"); code != 1 || !strings.Contains(a.err.String(), "openssh-client") || strings.Contains(a.err.String(), "[Y/n]") {
+		t.Errorf("without ssh, a VM that is stopped: status %d, %q", code, a.err.String())
+	}
+	if code := a.run("vm", "ssh", "nope"); code != 1 || strings.Contains(a.err.String(), "openssh-client") {
+		t.Errorf("without ssh, no VM: status %d, %q", code, a.err.String())
+	}
+	a.Terminal.In, a.Terminal.Err = false, false
 	if code := a.run("vm", "ssh", "--help"); code != 0 || !strings.Contains(a.out.String(), "banger vm ssh -A") {
 		t.Errorf("--help: status %d, %q", code, a.out.String())
 	}

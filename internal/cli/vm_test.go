@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"net/netip"
 	"strings"
 	"testing"
@@ -178,6 +179,39 @@ func TestCompletion(t *testing.T) {
 		got, _, _ := strings.Cut(a.out.String(), ":")
 		if c.want == "" && got != "" || !strings.HasPrefix(got, c.want) {
 			t.Errorf("complete %q: %q, want %q", c.args, got, c.want)
+		}
+	}
+}
+
+// TestEmulatedIsSaidOnce: with the first VM of a daemon that banger started, and not with the next, nor where VMs run on KVM.
+func TestEmulatedIsSaidOnce(t *testing.T) {
+	const note = "banger: VMs are emulated on this host, some ten times slower than with KVM; why: banger doctor\n"
+	for _, c := range []struct {
+		accel string
+		args  []string
+		want  string
+	}{
+		{"tcg", []string{"vm", "create"}, note},
+		{"tcg", []string{"vm", "run", "--", "true"}, note},
+		{"tcg", []string{"-q", "vm", "create"}, ""},
+		{"tcg", []string{"vm", "create", "--no-start"}, ""},
+		{"kvm", []string{"vm", "create"}, ""},
+	} {
+		a := newTestApp(t)
+		a.StartDaemon = func(context.Context) error {
+			startFake(t, a.env).accel = c.accel
+			return nil
+		}
+		if code := a.run(c.args...); code != 0 {
+			t.Errorf("%q: status %d, %s", c.args, code, a.err.String())
+		}
+		if got := strings.Contains(a.err.String(), note); got != (c.want != "") {
+			t.Errorf("%q on %s: %q", c.args, c.accel, a.err.String())
+		}
+		next := &testApp{env: a.env, App: newTestApp(t).App}
+		next.App.Getenv, next.App.Out, next.App.Err = a.App.Getenv, &next.out, &next.err
+		if next.run("vm", "create", "--name", "two"); strings.Contains(next.err.String(), note) {
+			t.Errorf("%q on %s: said again: %q", c.args, c.accel, next.err.String())
 		}
 	}
 }
