@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -37,6 +38,7 @@ type Port struct {
 	mu     sync.Mutex
 	closed bool                 // guarded by mu
 	flows  map[aborter]struct{} // guarded by mu: TCP connections
+	told   map[string]struct{}  // guarded by mu: rules that the log has refused a flow by, at most maxTold
 	c      counters
 }
 
@@ -55,6 +57,7 @@ func newPort(n *Network, vm VM, link Link) *Port {
 	p := &Port{
 		net: n, vm: vm, mac: [6]byte(vm.MAC), ip4: vm.Addr.As4(), link: link, out: newQueue(), done: make(chan struct{}),
 		dns: make(chan struct{}, maxDNS), dnsConns: make(chan struct{}, maxDNSConns), flows: map[aborter]struct{}{},
+		told: map[string]struct{}{},
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.tcp = tcp.NewForwarder(n.stack.stack, 0, n.sockets.share(maxHalfOpen), p.forwardTCP)
@@ -225,6 +228,24 @@ func (p *Port) refused(proto string, dst netip.AddrPort, err error) bool {
 		return false
 	}
 	p.c.refused.Add(1)
-	p.net.log.Debug("flow refused", "vm", p.vm.ID, "proto", proto, "dst", dst.String(), "rule", r.Rule)
+	level := slog.LevelDebug
+	if p.firstBy(r.Rule) {
+		level = slog.LevelInfo
+	}
+	p.net.log.Log(p.ctx, level, "flow refused", "vm", p.vm.Name, "id", p.vm.ID, "proto", proto, "dst", dst.String(), "rule", r.Rule)
+	return true
+}
+
+// maxTold is how many rules a port's refusals are told by, each once: a guest must not fill the log.
+const maxTold = 16
+
+// firstBy reports whether a flow is refused by a rule for the first time. Its user, who sees a connection refused, may look why.
+func (p *Port) firstBy(rule string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, told := p.told[rule]; told || len(p.told) >= maxTold {
+		return false
+	}
+	p.told[rule] = struct{}{}
 	return true
 }
