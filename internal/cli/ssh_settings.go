@@ -25,7 +25,8 @@ func sshSafety(knownHosts, proxy string) []sshSetting {
 	}
 }
 
-// sshDefaults are settings without which the user's own for other hosts, such as those of "Host *", would be in the way.
+// sshDefaults are settings without which the user's own for other hosts, such as those of "Host *", would be in the way, or
+// hand a guest the user's keys and screen: those are forwarded to a VM only where the command line says so (-A, -X).
 func sshDefaults(user, identity string) []sshSetting {
 	return []sshSetting{
 		{"User", user},
@@ -36,6 +37,8 @@ func sshDefaults(user, identity string) []sshSetting {
 		{"PreferredAuthentications", "publickey"},
 		{"HostKeyAlgorithms", "ssh-ed25519"},
 		{"RemoteCommand", "none"},
+		{"ForwardAgent", "no"},
+		{"ForwardX11", "no"},
 	}
 }
 

@@ -89,6 +89,8 @@ PubkeyAuthentication=yes
 PreferredAuthentications=publickey
 HostKeyAlgorithms=ssh-ed25519
 RemoteCommand=none
+ForwardAgent=no
+ForwardX11=no
 web.vm
 --
 echo
@@ -141,7 +143,7 @@ func TestSSHTakesTheCommandLine(t *testing.T) {
 	user := t.TempDir() + "/config"
 	const hostile = "Host *\n  User joe\n  Port 2222\n  ProxyJump bastion\n  HostName %h.example.com\n  RemoteCommand tmux\n" +
 		"  IdentityFile ~/.ssh/other\n  HostKeyAlgorithms ssh-rsa\n  PreferredAuthentications password\n  CanonicalizeHostname always\n" +
-		"  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n  HostKeyAlias x\n"
+		"  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n  HostKeyAlias x\n  ForwardAgent yes\n  ForwardX11 yes\n"
 	if err := os.WriteFile(user, []byte(hostile), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -154,6 +156,7 @@ func TestSSHTakesTheCommandLine(t *testing.T) {
 	}
 	for _, want := range []string{"user root", "port 22", "hostname web.vm", "hostkeyalias id-web", "stricthostkeychecking true",
 		"userknownhostsfile /state/known_hosts", "hostkeyalgorithms ssh-ed25519", "preferredauthentications publickey",
+		"forwardagent no", "forwardx11 no",
 		"proxyusefdpass yes", "proxycommand '/opt/it'\\''s 100%%/banger' ssh-proxy --fdpass web"} {
 		if !strings.Contains(strings.ToLower(string(out)), "\n"+want+"\n") {
 			t.Errorf("no %q in\n%s", want, out)
@@ -162,6 +165,26 @@ func TestSSHTakesTheCommandLine(t *testing.T) {
 	for _, not := range []string{"proxyjump", "remotecommand", "joe"} {
 		if strings.Contains(string(out), "\n"+not) {
 			t.Errorf("%s in\n%s", not, out)
+		}
+	}
+}
+
+// TestSSHForwardsAnAgentOnRequest: -A and the option are heard, whatever the user's configuration says of all hosts.
+func TestSSHForwardsAnAgentOnRequest(t *testing.T) {
+	ssh, err := exec.LookPath("ssh")
+	if err != nil {
+		t.Skip("OpenSSH is not installed")
+	}
+	for _, option := range []string{"-A", "-oForwardAgent=yes"} {
+		a, became := sshApp(t)
+		d := startFake(t, a.env)
+		d.add(api.VM{Name: "web", State: api.StateRunning})
+		if code := a.run("vm", "ssh", "-F", "/dev/null", option, "-G", "web"); code != 0 {
+			t.Fatalf("status %d, %q", code, a.err.String())
+		}
+		out, err := exec.Command(ssh, (*became)[1:]...).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "\nforwardagent yes\n") {
+			t.Errorf("%s: %v\n%s", option, err, out)
 		}
 	}
 }
