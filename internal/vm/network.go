@@ -33,7 +33,7 @@ func (s *Service) plug(rec store.VM, l *live) {
 				return
 			case err == nil, s.ctx.Err() != nil, l.hasEnded():
 				return
-			case api.KindOf(err) == api.KindConflict:
+			case settled(err):
 				s.cfg.Log.Warn("the vm has no network until it is started again", "vm", rec.Name, "err", err)
 				return
 			case !told:
@@ -50,6 +50,13 @@ func (s *Service) plug(rec store.VM, l *live) {
 			}
 		}
 	})
+}
+
+// settled reports whether an attempt need not be repeated: the VM was started without a network or in another one, or its
+// supervisor is another banger's.
+func settled(err error) bool {
+	kind := api.KindOf(err)
+	return kind == api.KindConflict || kind == api.KindInvalid || kind == api.KindVersion
 }
 
 // join makes one attempt to join a running VM to the network.
