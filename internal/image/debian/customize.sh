@@ -21,6 +21,30 @@ SOURCES
 for n in 1 2 3 4 5 6 7 8; do mkdir -p "$root/usr/share/man/man$n"; done
 
 printf 'LANG=C.UTF-8\n' >"$etc/default/locale"
+
+# A shell's way to its prompt starts no program and reads no library it may not need: the colours of ls are worked out here, and
+# bash-completion is read at the first press of the tab key (bash(1): status 124 of a -D function tries again).
+if [ -e "$etc/profile.d/bash_completion.sh" ]; then
+	cat >"$etc/profile.d/bash_completion.sh" <<'COMPLETION'
+if [ "x${BASH_VERSION-}" != x ] && [ "x${PS1-}" != x ] && [ "x${BASH_COMPLETION_VERSINFO-}" = x ] &&
+    [ -r /usr/share/bash-completion/bash_completion ]; then
+    _read_bash_completion() {
+        complete -r -D
+        unset -f _read_bash_completion
+        . /usr/share/bash-completion/bash_completion
+        return 124
+    }
+    complete -D -F _read_bash_completion
+fi
+COMPLETION
+fi
+colors=$(chroot "$root" dircolors -b | sed -n "s/^LS_COLORS='\\(.*\\)';$/\\1/p")
+sed -i \
+	-e "s|eval \"\$(dircolors -b)\"\$|export LS_COLORS='$colors'|" \
+	-e 's|-f /usr/share/bash-completion/bash_completion \]|-r /etc/profile.d/bash_completion.sh ]|' \
+	-e 's|\. /usr/share/bash-completion/bash_completion|. /etc/profile.d/bash_completion.sh|' \
+	"$etc/skel/.bashrc"
+sed -i 's|"$(id -u)" -eq 0|"${EUID:-$(id -u)}" -eq 0|' "$etc/profile"
 cp "$etc/skel/.bashrc" "$etc/skel/.profile" "$root/root/"
 
 # Units that wait for devices a microVM does not have, or do what a throw-away machine has no use for.
