@@ -1,7 +1,7 @@
 // Package hostfiles puts what comes out of a guest onto the host. The guest is hostile: a stream is unpacked with the
 // code the agent has (guest/files), strictly: nothing but files, directories and links, no setuid, setgid or sticky
 // bits, the caller's own files only, no absolute names and none with "..", nothing written through a link, hard links to files
-// of the same stream only, at most MaxEntries entries, and no more bytes than the disk has room for.
+// of the same stream only, at most MaxEntries entries, no sparse files, and no more bytes than the disk has room for.
 package hostfiles
 
 import (

@@ -28,7 +28,7 @@ type Options struct {
 	Merge bool
 	// Strict is for streams nobody vouches for: nothing is written through a link, wherever it leads and whoever made
 	// it; hard links lead to files of this stream only; names are relative and of bounded length; a directory
-	// comes before what is in it.
+	// comes before what is in it; no entry stands for more bytes than the stream holds (sparse files).
 	Strict bool
 	// MaxBytes bounds the bytes written, holes left out, MaxEntries the number of entries; 0 for no bound.
 	MaxBytes   int64

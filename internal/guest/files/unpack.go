@@ -82,6 +82,9 @@ func (u *unpacker) all(s *stream, first *tar.Header) error {
 		if u.result.Entries++; u.opt.MaxEntries > 0 && u.result.Entries > u.opt.MaxEntries {
 			return fmt.Errorf("unpack: more than %d entries", u.opt.MaxEntries)
 		}
+		if u.opt.Strict && isSparse(h) {
+			return u.failed(h.Name, errSparse)
+		}
 		name, err := local(h.Name, u.opt.Strict)
 		if err == nil {
 			name, err = u.renamed(name)
@@ -93,6 +96,22 @@ func (u *unpacker) all(s *stream, first *tar.Header) error {
 			return u.cancelled(u.failed(name, err))
 		}
 	}
+}
+
+// errSparse refuses an entry that says of itself how large its holes are: a few bytes would stand for a file that takes for ever to read.
+var errSparse = errors.New("it is written as a sparse file, and those are not taken")
+
+// isSparse tells whether a header has a map of holes, in any form of GNU tar.
+func isSparse(h *tar.Header) bool {
+	if h.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
 }
 
 // cancelled is err, or why the context ended, which broke the stream.
