@@ -38,7 +38,8 @@ if [ "x${BASH_VERSION-}" != x ] && [ "x${PS1-}" != x ] && [ "x${BASH_COMPLETION_
 fi
 COMPLETION
 fi
-colors=$(chroot "$root" dircolors -b | sed -n "s/^LS_COLORS='\\(.*\\)';$/\\1/p")
+colors=$(TERM=xterm-256color chroot "$root" dircolors -b | sed -n "s/^LS_COLORS='\\(.*\\)';$/\\1/p")
+[ -n "$colors" ]
 sed -i \
 	-e "s|eval \"\$(dircolors -b)\"\$|export LS_COLORS='$colors'|" \
 	-e 's|-f /usr/share/bash-completion/bash_completion \]|-r /etc/profile.d/bash_completion.sh ]|' \
