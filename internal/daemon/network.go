@@ -6,9 +6,11 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync/atomic"
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/config"
+	"git.thaloco.com/thaloco/banger/internal/doctor"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 	"git.thaloco.com/thaloco/banger/internal/network/dns"
 	"git.thaloco.com/thaloco/banger/internal/network/egress"
@@ -28,6 +30,7 @@ type network struct {
 	db      *store.Store
 	dns     *dns.Server
 	user    *user.Network
+	warned  atomic.Bool
 }
 
 func newNetwork(settings config.Config, db *store.Store, log *slog.Logger) (*network, error) {
@@ -45,11 +48,15 @@ func newNetwork(settings config.Config, db *store.Store, log *slog.Logger) (*net
 	return n, nil
 }
 
-// lookup finds the address of a VM. One it had in an earlier cidr, and has until it is started again, is a stranger's by now.
+// lookup finds the address of a VM. One it had under an earlier configuration, and has until it is started again, is a
+// stranger's by now.
 func (n *network) lookup(name string) (netip.Addr, bool) {
 	a, err := n.db.AddressOf(context.Background(), name)
-	return a, err == nil && n.cidr.Contains(a)
+	return a, err == nil && n.ours(a)
 }
+
+// ours tells whether a VM may have an address.
+func (n *network) ours(a netip.Addr) bool { return n.cidr.Contains(a) && a != n.gateway }
 
 // reverse finds the VM that has an address.
 func (n *network) reverse(a netip.Addr) (string, bool) {
@@ -67,10 +74,20 @@ func (n *network) Lease(ctx context.Context, id string) (wire.Network, error) {
 		DNS: []string{n.gateway.String()}, Search: domain, MTU: wire.NetMTU}, nil
 }
 
+// Warning implements vm.Network.
+func (n *network) Warning() string {
+	over := doctor.Overlap(n.cidr, doctor.HostRoutes())
+	if len(over) == 0 || n.warned.Swap(true) {
+		return ""
+	}
+	return fmt.Sprintf("cidr %s overlaps the host's route to %s by %s: guests cannot reach what is there (banger doctor knows a free one)",
+		n.cidr, over[0].To, over[0].Interface)
+}
+
 // Attach implements vm.Network.
 func (n *network) Attach(v vm.NetworkVM, link vmm.Link) error {
-	if !n.cidr.Contains(v.Address) {
-		return api.Errorf(api.KindConflict, "its address %s is not in cidr %s any more", v.Address, n.cidr)
+	if !n.ours(v.Address) {
+		return api.Errorf(api.KindConflict, "its address %s is not one of cidr %s with gateway %s any more", v.Address, n.cidr, n.gateway)
 	}
 	port, err := n.user.Attach(user.VM{ID: v.ID, Name: v.Name, Addr: v.Address, MAC: macOf(v.Address)}, link)
 	if err != nil {

@@ -111,6 +111,13 @@ func TestNamesOfAnEarlierNetwork(t *testing.T) {
 	if err := after.Attach(old, newSilence()); api.KindOf(err) != api.KindConflict {
 		t.Errorf("attached by its old address: %v", err)
 	}
+	moved := networkOf(t, db, "172.16.0.0/24", "172.16.0.2") // the gateway has its address now
+	if got := moved.ask(t, "web.vm."); got != "NXDOMAIN" {
+		t.Errorf("web.vm is %s where the gateway is", got)
+	}
+	if err := moved.Attach(old, newSilence()); api.KindOf(err) != api.KindConflict {
+		t.Errorf("attached by the gateway's address: %v", err)
+	}
 	if _, err := after.Lease(t.Context(), "id-web"); err != nil {
 		t.Fatal(err)
 	}
