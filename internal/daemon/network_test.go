@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/config"
+	"git.thaloco.com/thaloco/banger/internal/network/nettest"
 	"git.thaloco.com/thaloco/banger/internal/store"
 	"git.thaloco.com/thaloco/banger/internal/vm"
 )
@@ -154,4 +156,21 @@ func TestAddressOfADeletedVM(t *testing.T) {
 	if _, ok := n.user.Stats("id-b"); !ok {
 		t.Error("b is not attached")
 	}
+}
+
+// A network that the host has a route into is used all the same, and one line says so, once.
+func TestOverlappingNetwork(t *testing.T) {
+	nettest.Run(t, func(t *testing.T, _ *nettest.Internet) {
+		db := vmsDB(t)
+		n := networkOf(t, db, "10.77.0.0/16", "10.77.200.1") // nettest's host is in 10.77.0.0/24
+		if got := n.Warning(); !strings.Contains(got, "10.77.0.0/16") || !strings.Contains(got, "10.77.0.0/24 by "+nettest.HostInterface) {
+			t.Errorf("the warning is %q", got)
+		}
+		if got := n.Warning(); got != "" {
+			t.Errorf("and again %q", got)
+		}
+		if got := networkOf(t, db, "172.16.0.0/24", "172.16.0.1").Warning(); got != "" {
+			t.Errorf("a network of its own gives %q", got)
+		}
+	})
 }

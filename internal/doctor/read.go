@@ -37,7 +37,7 @@ func text(path string) string {
 
 // observeKernel reads what the kernel tells of the network and of memory.
 func (o *Observations) observeKernel() {
-	o.Routes = parseRoutes(text("/proc/net/route"))
+	o.Routes = HostRoutes()
 	o.Resolvers = dns.ParseResolvConf([]byte(text("/etc/resolv.conf")))
 	o.PingGroups = parseRange(text("/proc/sys/net/ipv4/ping_group_range"))
 	o.Groups = []int{os.Getegid()}
@@ -46,6 +46,9 @@ func (o *Observations) observeKernel() {
 	}
 	o.MemoryTotal, o.MemoryAvailable = parseMeminfo(text("/proc/meminfo"))
 }
+
+// HostRoutes are the host's IPv4 routes; none where they cannot be read.
+func HostRoutes() []Route { return parseRoutes(text("/proc/net/route")) }
 
 // parseRoutes reads /proc/net/route: IPv4 routes, addresses in hexadecimal as they are in memory of a little-endian host.
 func parseRoutes(s string) []Route {

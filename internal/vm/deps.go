@@ -59,6 +59,8 @@ type NetworkVM struct {
 type Network interface {
 	// Lease gives the VM of this id an address where it has none, records it, and returns what its guest must know.
 	Lease(ctx context.Context, id string) (wire.Network, error)
+	// Warning is what the user should know of the network, once; empty where there is nothing, or it was said.
+	Warning() string
 	// Attach joins a running VM by its frames. It owns the link from then on, and lets go of both when the link ends; after
 	// an error the link is the caller's still.
 	Attach(v NetworkVM, link vmm.Link) error

@@ -295,6 +295,8 @@ func (f *fakeNetwork) Lease(ctx context.Context, id string) (wire.Network, error
 	return wire.Network{Address: a.String() + "/24"}, err
 }
 
+func (f *fakeNetwork) Warning() string { return "" }
+
 func (f *fakeNetwork) Attach(v NetworkVM, _ vmm.Link) error {
 	f.joined <- v
 	return nil

@@ -86,6 +86,10 @@ func (s *Service) launch(ctx context.Context, id string, rep progress.Reporter) 
 	if err != nil {
 		return nil, fmt.Errorf("start vm %q: %w", rec.Name, err)
 	}
+	if w := s.cfg.Network.Warning(); w != "" {
+		s.cfg.Log.Warn("network", "warning", w)
+		rep.Note(w)
+	}
 	rep.Step("boot " + rec.Name)
 	now := s.cfg.Host.Now()
 	if _, err := s.cfg.Records.UpdateVM(ctx, id, func(r *store.VM) error {
