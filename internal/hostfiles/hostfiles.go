@@ -55,6 +55,9 @@ func free(name string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
+	if st, err := os.Stat(abs); err == nil && !st.IsDir() {
+		abs = filepath.Dir(abs) // a link is replaced, wherever it leads to
+	}
 	for {
 		var st unix.Statfs_t
 		err := unix.Statfs(abs, &st)

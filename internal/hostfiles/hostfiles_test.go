@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -226,11 +227,27 @@ func TestSpecialTargets(t *testing.T) {
 	if err := unix.Mkfifo(pipe, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{pipe, filepath.Dir(pipe)} {
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink("/dev/null", link); err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close(); w.Close() })
+	stdout := filepath.Join(t.TempDir(), "stdout") // as /dev/stdout is
+	if err := os.Symlink(fmt.Sprintf("/proc/self/fd/%d", w.Fd()), stdout); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{pipe, filepath.Dir(pipe), link, stdout} {
 		_, err := hostfiles.Receive(t.Context(), bytes.NewReader(stream(t, file("pipe"))), files.Target{Path: path}, nil)
 		if api.KindOf(err) != api.KindInvalid {
 			t.Errorf("%s: %v", path, err)
 		}
+	}
+	if to, err := os.Readlink(link); err != nil || to != "/dev/null" {
+		t.Errorf("%q, %v", to, err)
 	}
 	if st, err := os.Lstat(pipe); err != nil || st.Mode().Type() != fs.ModeNamedPipe {
 		t.Errorf("%v, %v", st, err)

@@ -118,7 +118,7 @@ func (t Target) asName(isDir bool, name, from string) (dir, _, to string, err er
 	switch {
 	case err == nil && isDir:
 		return "", "", "", api.Errorf(api.KindInvalid, "copy directory %q to %q: there is a file of that name", name, t.Path)
-	case err == nil && !st.Mode().IsRegular() && st.Mode().Type() != fs.ModeSymlink:
+	case err == nil && special(clean, st):
 		return "", "", "", api.Errorf(api.KindInvalid, "copy to %q: it is neither file nor directory", t.Path)
 	case err == nil:
 		return dir, from, to, nil
@@ -135,6 +135,16 @@ func (t Target) asName(isDir bool, name, from string) (dir, _, to string, err er
 		return "", "", "", reason(dir, err)
 	}
 	return dir, from, to, nil
+}
+
+// special reports whether a path is no file, or a link that leads to none: whoever names /dev/stdout does not want the link replaced.
+// A link that leads nowhere is a link. st is what Lstat says of the path.
+func special(p string, st fs.FileInfo) bool {
+	if st.Mode().Type() == fs.ModeSymlink {
+		to, err := os.Stat(p)
+		return err == nil && !to.Mode().IsRegular()
+	}
+	return !st.Mode().IsRegular()
 }
 
 func noDirectory(p string) error {
