@@ -22,9 +22,15 @@ const (
 // inclusion is the way of banger's configuration of ssh, the file own, into that of the user.
 type inclusion struct{ user, own string }
 
+// pattern is own as the value of Include, which is a pattern of glob(7), and in which OpenSSH knows % as the beginning of a token from
+// version 9.9 on and not before: a question mark stands for what either would take for something else.
+func (in inclusion) pattern() (string, error) {
+	return sshPath(strings.NewReplacer("%", "?", "*", "?", "[", "?", "]", "?", "{", "?", "}", "?").Replace(in.own))
+}
+
 // add writes own and includes it first thing in the user's file, where an Include cannot fall into somebody's Host block.
 func (in inclusion) add(text string) error {
-	include, err := sshPath(in.own)
+	include, err := in.pattern()
 	if err != nil {
 		return err
 	}
@@ -53,7 +59,7 @@ func (in inclusion) add(text string) error {
 
 // remove undoes add, and reports whether there was anything to undo.
 func (in inclusion) remove() (changed bool, err error) {
-	include, err := sshPath(in.own)
+	include, err := in.pattern()
 	if err != nil {
 		return false, err
 	}

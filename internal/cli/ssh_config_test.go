@@ -95,6 +95,31 @@ func TestInclude(t *testing.T) {
 	}
 }
 
+// TestIncludeIsFound: ssh reads what is included, whatever the directory is called.
+func TestIncludeIsFound(t *testing.T) {
+	ssh, err := exec.LookPath("ssh")
+	if err != nil {
+		t.Skip("OpenSSH is not installed")
+	}
+	for _, name := range []string{"plain", "with blank", "it's", "100%", "%h", "a[b]c", "a*b", "{a,b}", "größe"} {
+		dir := t.TempDir()
+		in := inclusion{user: filepath.Join(dir, "config"), own: filepath.Join(dir, name, "banger", "ssh", "config")}
+		if err := in.add("Host *.vm\n  User included\n"); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command(ssh, "-G", "-F", in.user, "x.vm").CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "user included\n") {
+			t.Errorf("%s is not included: %v\n%.200s", name, err, out)
+		}
+		if changed, err := in.remove(); !changed || err != nil {
+			t.Errorf("%s: remove: %v, %v", name, changed, err)
+		}
+		if _, err := os.Lstat(in.user); err == nil {
+			t.Errorf("%s: %s is left", name, in.user)
+		}
+	}
+}
+
 func writeMode(t *testing.T, path, text string, mode os.FileMode) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), mode); err != nil {
