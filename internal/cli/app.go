@@ -39,6 +39,8 @@ type App struct {
 	// LookPath finds a program of the host, and Replace makes this process that program; nil for the real things.
 	LookPath func(name string) (string, error)
 	Replace  func(argv []string) error
+	// AccountHome is the home directory of this user's account, which HOME need not be; nil for the real thing.
+	AccountHome func() (string, error)
 
 	quiet   bool
 	signals *dispatcher

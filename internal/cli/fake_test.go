@@ -506,10 +506,11 @@ func newTestApp(t *testing.T) *testApp {
 			Raw:  func() (func(), error) { t.Error("the terminal was made raw"); return func() {}, nil },
 		},
 		Getenv: func(k string) string { return a.env[k] }, LookupEnv: lookup,
-		Now:        func() time.Time { return time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC) },
-		Executable: func() (string, error) { return filepath.Join(home, "bin", "banger"), nil },
-		Signals:    a.signals,
-		LookPath:   func(name string) (string, error) { return "", fmt.Errorf("%s: %w", name, hostexec.ErrNotInstalled) },
+		Now:         func() time.Time { return time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC) },
+		Executable:  func() (string, error) { return filepath.Join(home, "bin", "banger"), nil },
+		Signals:     a.signals,
+		LookPath:    func(name string) (string, error) { return "", fmt.Errorf("%s: %w", name, hostexec.ErrNotInstalled) },
+		AccountHome: func() (string, error) { return home, nil },
 		Replace: func(argv []string) error {
 			t.Errorf("banger became %q", argv)
 			return io.ErrUnexpectedEOF

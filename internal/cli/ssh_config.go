@@ -3,7 +3,10 @@ package cli
 import (
 	"cmp"
 	"fmt"
+	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -69,8 +72,25 @@ func runSSHConfig(a *App, o *sshConfigOptions) error {
 	if err := in.add(text); err != nil {
 		return err
 	}
+	if account, err := a.accountHome(); err == nil && filepath.Clean(account) != filepath.Clean(home) {
+		a.say("%s includes %s now", in.user, in.own)
+		a.say("but ssh goes by the user's account and not by HOME, and reads %s: tell it %s", filepath.Join(account, ".ssh", "config"), quoted("ssh", "-F", in.user))
+		return nil
+	}
 	a.say("%s includes %s now: ssh NAME.vm reaches the VM of that name", in.user, in.own)
 	return nil
+}
+
+// accountHome is where ssh looks for its user's files (ssh takes pw_dir of getpwuid(3)).
+func (a *App) accountHome() (string, error) {
+	if a.AccountHome != nil {
+		return a.AccountHome()
+	}
+	u, err := user.LookupId(strconv.Itoa(os.Getuid())) // user.Current would go by HOME
+	if err != nil {
+		return "", err
+	}
+	return u.HomeDir, nil
 }
 
 // sshConfig is the configuration of ssh for all VMs. Host names come from others too (a repository's submodules): before

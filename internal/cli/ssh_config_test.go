@@ -323,3 +323,21 @@ func TestSSHConfig(t *testing.T) {
 		t.Errorf("a path with quotes: status %d, %q", code, a.err.String())
 	}
 }
+
+// TestSSHConfigOfAnotherHome: containers set HOME, and ssh does not look at it.
+func TestSSHConfigOfAnotherHome(t *testing.T) {
+	a := newTestApp(t)
+	user := a.env["HOME"] + "/.ssh/config"
+	if code := a.run("ssh-config", "--install"); code != 0 || !strings.Contains(a.err.String(), "ssh NAME.vm reaches") {
+		t.Errorf("status %d, %q", code, a.err.String())
+	}
+	a.AccountHome = func() (string, error) { return "/home/account", nil }
+	if code := a.run("ssh-config", "--install"); code != 0 || strings.Contains(a.err.String(), "ssh NAME.vm reaches") ||
+		!strings.Contains(a.err.String(), "reads /home/account/.ssh/config: tell it ssh -F "+user) {
+		t.Errorf("status %d, %q", code, a.err.String())
+	}
+	a.AccountHome = func() (string, error) { return "", os.ErrNotExist } // an account without an entry, as in some containers
+	if code := a.run("ssh-config", "--install"); code != 0 || !strings.Contains(a.err.String(), "ssh NAME.vm reaches") {
+		t.Errorf("status %d, %q", code, a.err.String())
+	}
+}
