@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -375,7 +376,7 @@ func TestSSHAgent(t *testing.T) {
 	socket := filepath.Join(u.dir, "agent")
 	agent := u.talk("ssh-agent", "-D", "-a", socket)
 	t.Cleanup(func() { _ = agent.cmd.Process.Kill(); agent.wait() })
-	u.env = append(u.env[:len(u.env):len(u.env)], "SSH_AUTH_SOCK="+socket)
+	u.env = append(slices.Clip(u.env), "SSH_AUTH_SOCK="+socket)
 	if err := waitFor(waitShort, func() bool { _, err := os.Stat(socket); return err == nil }); err != nil {
 		t.Fatal(err)
 	}

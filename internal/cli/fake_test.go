@@ -145,6 +145,7 @@ func (d *fakeDaemon) handler() http.Handler {
 	d.daemonRoutes(handle)
 	d.vmRoutes(handle)
 	d.storeRoutes(handle)
+	handle("PUT /v1/vms/{name}/files", d.putFiles)
 	mux.HandleFunc("GET /v1/operations/{id}/events", d.operationEvents)
 	mux.HandleFunc("GET /v1/vms/{name}/exec", d.exec)
 	mux.HandleFunc("GET /v1/vms/{name}/ssh", d.ssh)
@@ -171,6 +172,15 @@ func (d *fakeDaemon) handler() http.Handler {
 }
 
 type handleFunc = func(pattern string, h func(r *http.Request) (int, any, error))
+
+// putFiles takes what is copied into a VM that runs, and forgets it.
+func (d *fakeDaemon) putFiles(r *http.Request) (int, any, error) {
+	d.mu.Lock()
+	_, err := d.running(r.PathValue("name"))
+	d.mu.Unlock()
+	n, _ := io.Copy(io.Discard, r.Body)
+	return http.StatusOK, api.FilesResult{Bytes: n}, err
+}
 
 func (d *fakeDaemon) daemonRoutes(handle handleFunc) {
 	handle("GET /v1/daemon", func(*http.Request) (int, any, error) {

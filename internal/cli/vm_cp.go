@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -142,6 +143,17 @@ func (o *vmCpOptions) parse() (ends cpEnds, err error) {
 	return ends, sameNames(o.args[:last], ends.from)
 }
 
+// vms are the names of the VMs that take part, each once.
+func (ends cpEnds) vms() []string {
+	var names []string
+	for _, e := range append(slices.Clone(ends.from), ends.to) {
+		if e.vm != "" && !slices.Contains(names, e.vm) {
+			names = append(names, e.vm)
+		}
+	}
+	return names
+}
+
 // sameNames refuses sources that would overwrite each other.
 func sameNames(args []string, from []cpEnd) error {
 	seen := map[string]string{}
@@ -182,6 +194,11 @@ func runVMCp(ctx context.Context, a *App, o *vmCpOptions) error {
 		return err
 	}
 	defer c.Close()
+	for _, vm := range ends.vms() {
+		if err := a.offerStart(ctx, c, vm); err != nil {
+			return err
+		}
+	}
 	p := &copier{app: a, client: c, opt: o, to: ends.to, into: len(ends.from) > 1}
 	err = a.showCopy(p.step(ends.from), func() int64 { return measure(ctx, ends.from, o.follow) }, func(progress func(int64)) error {
 		p.progress = progress

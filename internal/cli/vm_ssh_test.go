@@ -195,7 +195,7 @@ func TestOfferStart(t *testing.T) {
 		typed  string
 		starts bool
 	}{{"\n", true}, {"y\n", true}, {"what?\nYES\n", true}, {"n\n", false}, {"", false}} {
-		for _, command := range []string{"ssh", "exec"} {
+		for _, command := range []string{"ssh", "exec", "cp"} {
 			a, became := sshApp(t)
 			d := startFake(t, a.env)
 			d.add(api.VM{Name: "web", State: api.StateStopped})
@@ -205,8 +205,11 @@ func TestOfferStart(t *testing.T) {
 				a.In = strings.NewReader("")
 			}
 			args := []string{"vm", command, "web"}
-			if command == "exec" {
+			switch command {
+			case "exec":
 				args = append(args, "-t=false", "--", "cat")
+			case "cp":
+				args = []string{"vm", "cp", "vm_ssh_test.go", "web:"}
 			}
 			code := a.run(args...)
 			if !strings.Contains(a.err.String(), `vm "web" is stopped. Start it? [Y/n] `) {

@@ -214,7 +214,8 @@ func (c Config) View() map[string]any {
 func (c Config) Warnings() []string {
 	var later []string
 	for _, k := range keys() {
-		if k.later && slices.Contains(c.set, k.name) && !(k.name == "network" && c.Network == Default().Network) {
+		inForce := k.name == "network" && c.Network == Default().Network
+		if k.later && slices.Contains(c.set, k.name) && !inForce {
 			later = append(later, k.name)
 		}
 	}

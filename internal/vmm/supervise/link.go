@@ -146,8 +146,7 @@ func (m *machine) OpenLink(ctx context.Context) (vmm.Link, error) {
 	}
 	if err != nil {
 		conn.Close()
-		var e *api.Error
-		if errors.As(err, &e) {
+		if e, ok := errors.AsType[*api.Error](err); ok {
 			return nil, e
 		}
 		return nil, m.explain(ctx, "open the network", err)
