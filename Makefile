@@ -7,6 +7,8 @@ COUNT   ?= 1000
 SEED    ?= 1
 LDFLAGS := -s -w -X git.thaloco.com/thaloco/banger/internal/buildinfo.Version=$(VERSION)
 GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
+# Built as the programs are, so that the packages are compiled once.
+GOTEST  := CGO_ENABLED=0 $(GO) test -trimpath
 GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 .PHONY: demo build install uninstall test test-unit test-e2e test-long lint bench clean
@@ -34,14 +36,14 @@ test: test-unit test-e2e
 ## test-unit: all that needs no VM, with the race detector
 test-unit:
 	./scripts/host-packages test
-	$(GO) vet ./...
+	$(GO) vet -race ./...
 	BANGER_TEST_MIRROR= $(GO) test -race -timeout 10m ./...
 
 ## test-e2e: the real command line on real VMs; downloads a kernel and builds an image once
 test-e2e:
 	./scripts/host-packages test
-	BANGER_TEST_MIRROR=1 $(GO) test -count=1 -timeout 10m -run Mirror ./internal/kernel
-	$(GO) test -tags e2e -count=1 -timeout 25m ./e2e/...
+	BANGER_TEST_MIRROR=1 $(GOTEST) -count=1 -timeout 10m -run Mirror ./internal/kernel
+	$(GOTEST) -tags e2e -count=1 -timeout 25m ./e2e/...
 
 ## test-long: large counts of the randomised tests, COUNT=… SEED=…
 test-long:

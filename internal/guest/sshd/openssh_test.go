@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -258,7 +259,7 @@ func TestOpenSSHCopy(t *testing.T) {
 func TestOpenSSHSFTP(t *testing.T) {
 	o := newOpenSSH(t)
 	local := o.write("local", strings.Repeat("some text\n", 100_000))
-	home, err := os.UserHomeDir()
+	self, err := user.Current() // of /etc/passwd, not of the test's own HOME
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -280,7 +281,7 @@ df -h %[1]s
 	if status != 0 {
 		t.Fatalf("status %d\n%s\n%s", status, out, errOut)
 	}
-	if !strings.Contains(out, "Remote working directory: "+home) {
+	if !strings.Contains(out, "Remote working directory: "+self.HomeDir) {
 		t.Errorf("not at home:\n%s", out)
 	}
 	if !strings.Contains(out, "-rw-------") {
