@@ -5,15 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/relay"
 )
 
 // UpgradeExec is the protocol an exec stream is upgraded to.
@@ -151,7 +150,7 @@ func (s *Server) joinGuest(w http.ResponseWriter, r *http.Request, protocol stri
 			return true
 		}
 	}
-	join(client, guest)
+	relay.Join(client, guest)
 	return true
 }
 
@@ -187,22 +186,4 @@ func exited(fd int, d time.Duration) bool {
 		}
 		return err == nil && n > 0
 	}
-}
-
-// join copies both ways until both sides are done; an end of one direction is passed on as such.
-func join(a, b net.Conn) {
-	var wg sync.WaitGroup
-	wg.Go(func() { pipe(a, b) })
-	wg.Go(func() { pipe(b, a) })
-	wg.Wait()
-}
-
-func pipe(dst, src net.Conn) {
-	_, err := io.Copy(dst, src)
-	if hc, ok := dst.(interface{ CloseWrite() error }); ok && err == nil {
-		_ = hc.CloseWrite()
-		return
-	}
-	_ = dst.Close()
-	_ = src.Close()
 }

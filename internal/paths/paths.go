@@ -116,4 +116,8 @@ const (
 	VMAgentLog   = "agent.log"
 	VMControl    = "control.sock" // the supervisor's own protocol
 	VMVsock      = "vsock.sock"   // Firecracker's CONNECT protocol, both engines
+
+	VMFirecrackerAPI    = "firecracker.sock" // Firecracker's API
+	VMFirecrackerConfig = "firecracker.json" // its configuration, while it starts
+	VMFirecrackerLog    = "firecracker.log"  // a named pipe
 )

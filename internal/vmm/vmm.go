@@ -41,17 +41,26 @@ const MinMemoryMiB = 128
 // SpecVersion is the version of Spec as it is stored in a VM's directory.
 const SpecVersion = 1
 
+// Kinds of Spec.Engine and of Spec.Accel.
+const (
+	EngineQEMU        = "qemu"
+	EngineFirecracker = "firecracker"
+
+	AccelKVM = "kvm"
+	AccelTCG = "tcg"
+)
+
 // Spec is all an engine must know to start a VM.
 type Spec struct {
 	Version int `json:"version"`
 	// VM is the id, for logs; Name for messages.
 	VM   string `json:"vm"`
 	Name string `json:"name"`
-	// Engine is the driver: "qemu" or "firecracker".
+	// Engine is the driver: EngineQEMU or EngineFirecracker.
 	Engine string `json:"engine"`
 	// Binary is the absolute path of the VMM's program.
 	Binary string `json:"binary"`
-	// Accel is "kvm" or "tcg" (software emulation; QEMU only).
+	// Accel is AccelKVM or AccelTCG (software emulation; QEMU only).
 	Accel string `json:"accel"`
 	CPUs  int    `json:"cpus"`
 	// MemoryMiB is the guest's memory in MiB, at least 128.

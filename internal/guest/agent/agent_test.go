@@ -343,7 +343,7 @@ func TestReadBootOnce(t *testing.T) {
 	must(t, os.WriteFile(p, []byte(`{"version":1,"secret":"s","transport":"vsock"}`), 0o600))
 	conf, err := readBoot(p)
 	must(t, err)
-	if conf.Secret != "s" || conf.Transport != transportVsock {
+	if conf.Secret != "s" || conf.Transport != wire.TransportVsock {
 		t.Errorf("got %+v", conf)
 	}
 	if _, err := os.Stat(p); !errors.Is(err, fs.ErrNotExist) {

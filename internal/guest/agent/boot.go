@@ -129,7 +129,7 @@ func loadNeeded(dir int, transport string, log *bootLog) error {
 		return fmt.Errorf("read the order of the boot modules: %w", err)
 	}
 	needed := [][]string{neededModules}
-	if transport == transportVsock {
+	if transport == wire.TransportVsock {
 		needed = append(needed, vsockModules)
 	}
 	first, _ := splitOrder(order, needed...)

@@ -19,12 +19,6 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 )
 
-// Values of wire.Boot.Transport.
-const (
-	transportSerial = "virtio-serial"
-	transportVsock  = "vsock"
-)
-
 const (
 	// portDeadline is how long the agent's port may take to appear.
 	portDeadline = 20 * time.Second
@@ -35,14 +29,14 @@ const (
 // serveLinks hands every link to the host to use, one after another, until ctx ends.
 func serveLinks(ctx context.Context, transport string, use func(link)) error {
 	switch transport {
-	case transportVsock:
+	case wire.TransportVsock:
 		l, err := newVsockLink()
 		if err != nil {
 			return err
 		}
 		use(l)
 		return nil
-	case transportSerial:
+	case wire.TransportSerial:
 		dev, err := findPort("/sys", wire.PortName)
 		if err != nil {
 			return err

@@ -48,8 +48,22 @@ const MaxEthernet = 14 + NetMTU
 // frame costs about the same whatever its size.
 const NetMTU = 65520
 
-// PortCall is the port of the host the agent calls.
-const PortCall uint32 = 1024
+// Ports of the host.
+const (
+	// PortCall is the port the agent calls.
+	PortCall uint32 = 1024
+	// PortNet carries the Ethernet frames of a guest whose eth0 is a DeviceTAP: a NetHello, a CallReply (ReplyWelcome without
+	// a token, or ReplyRefused), each a line as of the call; then frames both ways, each behind its length as 2 bytes big-endian,
+	// 14 to MaxEthernet. Neither side ends one direction alone. A new stream takes the place of the one before.
+	PortNet uint32 = 1025
+)
+
+// NetHello opens a stream to PortNet.
+type NetHello struct {
+	Version int `json:"version"`
+	// Token is the one the welcome of the call gave: any process of the guest could open the stream.
+	Token string `json:"token"`
+}
 
 // Answers to the port number that opens a stream on QEMU.
 const (
@@ -69,10 +83,16 @@ type Boot struct {
 	Version int `json:"version"`
 	// Secret is 64 hex digits, good for one hello.
 	Secret string `json:"secret"`
-	// Transport is "virtio-serial" or "vsock".
+	// Transport is TransportSerial or TransportVsock.
 	Transport string   `json:"transport"`
 	Identity  Identity `json:"identity"`
 }
+
+// Kinds of Boot.Transport.
+const (
+	TransportSerial = "virtio-serial"
+	TransportVsock  = "vsock"
+)
 
 // Drives are found by their order on every engine: vda base, vdb data, vdc
 // modules. On QEMU /sys/block/*/serial carries these names as well, and wins.
@@ -103,9 +123,19 @@ type Identity struct {
 	Network *Network `json:"network,omitempty"`
 }
 
+// Kinds of Network.Device.
+const (
+	// DeviceVirtio is a network device of the VMM's.
+	DeviceVirtio = ""
+	// DeviceTAP is a TAP that the agent makes in the guest, and whose frames it carries over PortNet.
+	DeviceTAP = "tap"
+)
+
 // Network is how a guest sets up its eth0.
 type Network struct {
-	// MAC is the address of eth0, a network device of the VMM's, as 52:54:00:12:34:56.
+	// Device says what eth0 is: DeviceVirtio, or DeviceTAP.
+	Device string `json:"device,omitempty"`
+	// MAC is the address of eth0, as 52:54:00:12:34:56.
 	MAC string `json:"mac"`
 	// Address is the guest's own with the length of the prefix: 172.16.0.2/24.
 	Address string `json:"address"`

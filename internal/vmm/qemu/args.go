@@ -15,7 +15,7 @@ import (
 const (
 	fdQMP   = 3
 	fdAgent = 4
-	fdNet   = 5 // only of a VM with a network
+	fdNet   = 5 // only of a VM with a network device
 )
 
 // sandbox is QEMU's seccomp filter: no new processes, privileges, or scheduling.
@@ -63,7 +63,7 @@ func Args(spec vmm.Spec, opt Options) []string {
 	for _, d := range spec.Drives {
 		args = append(args, "-blockdev", blockdev(d, spec.Unsafe), "-device", blockDevice(d))
 	}
-	if n := spec.Identity.Network; n != nil {
+	if n := spec.Identity.Network; n != nil && n.Device == wire.DeviceVirtio {
 		// -netdev dgram is the same since QEMU 7.2; this one is in all.
 		args = append(args, "-netdev", "socket,id=net,fd="+strconv.Itoa(fdNet), "-device", netDevice(*n))
 	}

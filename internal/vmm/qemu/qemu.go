@@ -17,6 +17,7 @@ import (
 
 	"git.thaloco.com/thaloco/banger/internal/hostexec"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
+	"git.thaloco.com/thaloco/banger/internal/vmm/driver"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,32 +35,12 @@ type Config struct {
 	Env []string
 }
 
-// State is what QEMU told of itself.
-type State struct {
-	// Paused: the CPUs stand still.
-	Paused bool
-	// DiskFull: they do because the host had no room for a write of the guest.
-	DiskFull bool
-	// DiskError is the last other error of a drive that was reported to the guest.
-	DiskError string
-	// Shutdown is the reason of QEMU's SHUTDOWN event, such as guest-reset; empty before.
-	Shutdown string
-}
-
-// Reasons of State.Shutdown, from QEMU's qapi/run-state.json.
+// Reasons of QEMU's SHUTDOWN event, from its qapi/run-state.json.
 const (
-	GuestShutdown = "guest-shutdown" // ACPI power off
-	GuestReset    = "guest-reset"    // reset, triple fault or panic: we run with -no-reboot
-	HostSignal    = "host-signal"    // SIGTERM, SIGINT or SIGHUP, as all processes get at the shutdown of the host
+	guestShutdown = "guest-shutdown" // ACPI power off
+	guestReset    = "guest-reset"    // reset, triple fault or panic: we run with -no-reboot
+	hostSignal    = "host-signal"    // SIGTERM, SIGINT or SIGHUP
 )
-
-// Exit is how QEMU's process ended.
-type Exit struct {
-	// Status is its exit status, -1 where Signal ended it.
-	Status int
-	Signal syscall.Signal
-	State
-}
 
 // VMM is a running QEMU. Its methods may be called from several goroutines.
 type VMM struct {
@@ -71,10 +52,13 @@ type VMM struct {
 	changed chan struct{}
 	done    chan struct{}
 
-	mu    sync.Mutex // guards state, exit
-	state State
-	exit  Exit
+	mu       sync.Mutex // guards what follows
+	state    driver.State
+	shutdown string // the reason of QEMU's SHUTDOWN event; empty before
+	exit     driver.Exit
 }
+
+var _ driver.VMM = (*VMM)(nil)
 
 // Start starts QEMU and returns when it runs the guest. The kernel kills QEMU when the calling thread
 // ends: call it from a goroutine locked to a thread that outlives the VM.
@@ -115,32 +99,11 @@ func Start(ctx context.Context, cfg Config) (*VMM, error) {
 		v.child.Kill()
 		status, sig, _ := v.child.Wait()
 		agentOurs.Close()
-		return nil, &StartError{Status: status, Signal: sig, Cause: err}
+		return nil, &driver.StartError{VMM: "qemu", Status: status, Signal: sig, Gone: errors.Is(err, errQMPClosed), Cause: err}
 	}
 	go v.wait()
 	return v, nil
 }
-
-// StartError is a QEMU that ended, or was killed, before it ran the guest. The reason is on its stderr.
-type StartError struct {
-	Status int
-	Signal syscall.Signal
-	Cause  error
-}
-
-// Error implements error.
-func (e *StartError) Error() string {
-	if errors.Is(e.Cause, errQMPClosed) && e.Status >= 0 {
-		return fmt.Sprintf("start qemu: exit status %d", e.Status)
-	}
-	if errors.Is(e.Cause, errQMPClosed) {
-		return fmt.Sprintf("start qemu: ended by signal %s", e.Signal)
-	}
-	return fmt.Sprintf("start qemu: %v", e.Cause)
-}
-
-// Unwrap returns the cause.
-func (e *StartError) Unwrap() error { return e.Cause }
 
 func socketPair() (ours, theirs *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -162,10 +125,27 @@ func (v *VMM) wait() {
 		v.qmp.close()
 	}
 	v.mu.Lock()
-	v.exit = Exit{Status: status, Signal: sig, State: v.state}
+	v.exit = exit(status, sig, v.shutdown)
 	v.mu.Unlock()
 	v.agent.Close()
 	close(v.done)
+}
+
+// exit says what the end of QEMU's process means.
+func exit(status int, sig syscall.Signal, shutdown string) driver.Exit {
+	switch {
+	case sig == syscall.SIGTERM, sig == syscall.SIGINT, sig == syscall.SIGHUP, status == 0 && shutdown == hostSignal:
+		return driver.Exit{Ending: driver.HostSignal}
+	case sig != 0:
+		return driver.Exit{Ending: driver.Failed, Detail: "qemu was ended by signal " + sig.String()}
+	case status != 0:
+		return driver.Exit{Ending: driver.Failed, Detail: fmt.Sprintf("qemu ended with exit status %d", status)}
+	case shutdown == guestReset:
+		return driver.Exit{Ending: driver.GuestReset}
+	case shutdown == guestShutdown:
+		return driver.Exit{Ending: driver.GuestShutdown}
+	}
+	return driver.Exit{Ending: driver.Failed, Detail: fmt.Sprintf("qemu ended by itself, reason %q", shutdown)}
 }
 
 // event takes an event of QEMU into the state. Whatever the guest provokes, it is one small struct.
@@ -181,8 +161,8 @@ func (v *VMM) event(e qmpEvent) {
 			Reason string `json:"reason"`
 		}
 		_ = json.Unmarshal(e.Data, &d) // no reason: an empty one
-		if v.state.Shutdown == "" {
-			v.state.Shutdown = d.Reason
+		if v.shutdown == "" {
+			v.shutdown = d.Reason
 		}
 	case "BLOCK_IO_ERROR":
 		v.blockError(e.Data)
@@ -218,7 +198,7 @@ func (v *VMM) blockError(data json.RawMessage) {
 func (v *VMM) PID() int { return v.child.PID() }
 
 // State is what QEMU last told of itself.
-func (v *VMM) State() State {
+func (v *VMM) State() driver.State {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.state
@@ -231,7 +211,7 @@ func (v *VMM) Changed() <-chan struct{} { return v.changed }
 func (v *VMM) Done() <-chan struct{} { return v.done }
 
 // Exit is how QEMU ended; valid after Done.
-func (v *VMM) Exit() Exit {
+func (v *VMM) Exit() driver.Exit {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.exit

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,13 +20,13 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/initramfs"
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
-	"git.thaloco.com/thaloco/banger/internal/vmm/qemu"
+	"git.thaloco.com/thaloco/banger/internal/vmm/driver"
 )
 
 const (
 	// defaultBootDeadline is Spec.BootDeadline where that is 0.
 	defaultBootDeadline = 120 * time.Second
-	// startTimeout is how long QEMU may take until it answers on its control socket.
+	// startTimeout is how long the VMM may take until it answers on its control socket.
 	startTimeout = 60 * time.Second
 	// defaultEndingGrace is how long after it was acknowledged an announced end may take; then the VMM is killed. A guest
 	// announces when all that is left to do is to freeze its data drive.
@@ -41,8 +40,10 @@ const (
 // boot is one start of the VMM.
 type boot struct {
 	s     *supervisor
-	vmm   *qemu.VMM
+	vmm   driver.VMM
 	calls *callServer
+	// port opens the guest's virtio-serial port; nil where the guest is reached by vsock.
+	port func() (net.Conn, error)
 
 	consolePipe, stderrPipe *outputPipe
 	stderr                  *lastLine
@@ -77,16 +78,19 @@ func (b *boot) run(ctx context.Context) outcome {
 	var channelEnded sync.WaitGroup
 	defer channelEnded.Wait()
 	defer cancel()
-	channelEnded.Go(func() { b.channel(ctx) })
+	if b.port != nil {
+		channelEnded.Go(func() { b.channel(ctx) })
+	}
 	cause := b.watch()
 	b.vmm.Kill()
 	<-b.vmm.Done()
+	b.s.ports.put(nil)
 	b.closeOutput()
 	b.s.stopped()
 	return cause()
 }
 
-// start writes the initrd and starts QEMU.
+// start writes the initrd and starts the VMM.
 func (b *boot) start(ctx context.Context) error {
 	s := b.s
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
@@ -96,17 +100,19 @@ func (b *boot) start(ctx context.Context) error {
 
 	secret := newSecret()
 	b.calls = newCallServer(secret, b, s.log)
-	config := wire.Boot{Version: wire.Version, Secret: secret, Transport: "virtio-serial", Identity: s.spec.Identity}
+	s.ports.put(b)
+	config := wire.Boot{Version: wire.Version, Secret: secret, Transport: transport(s.spec.Engine), Identity: s.spec.Identity}
 	if err := writeInitrd(paths.VMInitrd, s.spec.Initramfs, config); err != nil {
 		return err
 	}
-	// QEMU has read it when it answers. It holds the secret and the guest's ssh host key: off the disk with it.
+	// The VMM has read it when it answers. It holds the secret and the guest's ssh host key: off the disk with it.
 	defer os.Remove(paths.VMInitrd)
-	err := b.startQEMU(ctx, !s.noSandbox)
-	if !s.noSandbox && b.refusesSandbox(err) {
-		s.log.Warn("this qemu has no seccomp filter", "detail", b.stderr.String())
-		s.noSandbox = true
-		err = b.startQEMU(ctx, false)
+	var err error
+	switch s.spec.Engine {
+	case vmm.EngineFirecracker:
+		err = b.startFirecracker(ctx)
+	default:
+		err = b.startQEMU(ctx)
 	}
 	if err != nil {
 		return err
@@ -115,50 +121,30 @@ func (b *boot) start(ctx context.Context) error {
 	return nil
 }
 
-// startQEMU starts QEMU; where it fails, the error ends with the last line of QEMU's stderr.
-func (b *boot) startQEMU(ctx context.Context, sandbox bool) (err error) {
-	s := b.s
-	b.stderr = &lastLine{also: s.vmmLog}
-	if b.consolePipe, err = newOutputPipe(s.consoleLog); err != nil {
+// transport is how the guests of an engine are reached.
+func transport(engine string) string {
+	if engine == vmm.EngineFirecracker {
+		return wire.TransportVsock
+	}
+	return wire.TransportSerial
+}
+
+// openOutput makes the pipes for what the VMM writes.
+func (b *boot) openOutput() (err error) {
+	b.stderr = &lastLine{also: b.s.vmmLog}
+	if b.consolePipe, err = newOutputPipe(b.s.consoleLog); err != nil {
 		return err
 	}
 	if b.stderrPipe, err = newOutputPipe(b.stderr); err != nil {
 		b.consolePipe.close()
-		return err
-	}
-	cfg := qemu.Config{
-		Spec: s.spec, Dir: ".", Console: b.consolePipe.w, Stderr: b.stderrPipe.w, Env: vmmEnv(),
-		Options: qemu.Options{Initrd: paths.VMInitrd, Sandbox: sandbox},
-	}
-	if s.spec.Accel == "tcg" {
-		cfg.TSCKHz = s.tsc()
-	}
-	if s.cable != nil {
-		cfg.Net = s.cable.vm
-	}
-	b.vmm, err = qemu.Start(ctx, cfg)
-	if err == nil {
-		return nil
-	}
-	b.closeOutput()
-	var se *qemu.StartError
-	if line := b.stderr.String(); errors.As(err, &se) && line != "" {
-		return fmt.Errorf("%w: %s", err, line)
 	}
 	return err
 }
 
-// closeOutput gets what QEMU wrote into the logs; QEMU is gone.
+// closeOutput gets what the VMM wrote into the logs; the VMM is gone.
 func (b *boot) closeOutput() {
 	b.consolePipe.close()
 	b.stderrPipe.close()
-}
-
-// refusesSandbox reports whether QEMU did not start because it was built without seccomp.
-func (b *boot) refusesSandbox(err error) bool {
-	var se *qemu.StartError
-	line := b.stderr.String()
-	return errors.As(err, &se) && se.Status > 0 && (strings.Contains(line, "sandbox") || strings.Contains(line, "seccomp"))
 }
 
 // vmmEnv is all a VMM gets to see of the environment.
@@ -167,7 +153,7 @@ func vmmEnv() []string {
 }
 
 // watch waits for the end of the boot, and for what must be done before.
-// What it returns is called when QEMU is gone and all it wrote has been read.
+// What it returns is called when the VMM is gone and all it wrote has been read.
 func (b *boot) watch() func() outcome {
 	is := func(o outcome) func() outcome { return func() outcome { return o } }
 	s := b.s
@@ -201,7 +187,7 @@ func (b *boot) watch() func() outcome {
 			idle.Reset(trimAfter)
 		case <-idle.C:
 			// Again only where the guest was talked to in the meantime.
-			if n := s.vsock.streams.Load(); n != streams {
+			if n := s.streams.Load(); n != streams {
 				streams = n
 				trim()
 			}
@@ -242,32 +228,21 @@ func announced(verb string) outcome {
 	}
 }
 
-// classify says what the end x of QEMU means, after the guest announced verb (or nothing); line is the last of its stderr.
-func classify(x qemu.Exit, verb, line string) outcome {
+// classify says what the end x of the VMM means, after the guest announced verb (or nothing); line is the last of its stderr.
+func classify(x driver.Exit, verb, line string) outcome {
 	switch {
-	case x.Signal == syscall.SIGTERM, x.Signal == syscall.SIGINT, x.Signal == syscall.SIGHUP,
-		x.Status == 0 && x.Shutdown == qemu.HostSignal:
-		return ended(vmm.EndKilled, "qemu was asked to end by a signal of the host")
-	case x.Signal != 0:
-		return crashed("qemu was ended by signal "+x.Signal.String(), line)
-	case x.Status != 0:
-		return crashed(fmt.Sprintf("qemu ended with exit status %d", x.Status), line)
-	case x.Shutdown == qemu.GuestReset && verb != "", x.Shutdown == qemu.GuestShutdown && verb != "":
+	case x.Ending == driver.HostSignal:
+		return ended(vmm.EndKilled, "the VMM was asked to end by a signal of the host")
+	case x.Ending == driver.Failed && line != "":
+		return ended(vmm.EndCrashed, "%s: %s", x.Detail, line)
+	case x.Ending == driver.Failed:
+		return ended(vmm.EndCrashed, "%s", x.Detail)
+	case verb != "":
 		return announced(verb)
-	case x.Shutdown == qemu.GuestShutdown:
+	case x.Ending == driver.GuestShutdown:
 		return ended(vmm.EndPoweroff, "")
-	case x.Shutdown == qemu.GuestReset:
-		return ended(vmm.EndUnexpected, "the guest was reset without having said so: a kernel panic, or reboot -f")
-	default:
-		return crashed("qemu ended by itself, reason "+fmt.Sprintf("%q", x.Shutdown), line)
 	}
-}
-
-func crashed(what, line string) outcome {
-	if line != "" {
-		what += ": " + line
-	}
-	return ended(vmm.EndCrashed, "%s", what)
+	return ended(vmm.EndUnexpected, "the guest was reset without having said so: a kernel panic, or reboot -f")
 }
 
 // diskWait tells when to look for room on the host's disk again: never where the VM does not wait for it, so that
@@ -280,7 +255,7 @@ func (b *boot) diskWait() <-chan time.Time {
 }
 
 // retryDisk lets a VM go on that stands still for want of room on the host, once there is some.
-// A kill does not wait for a QEMU that is slow to answer.
+// A kill does not wait for a VMM that is slow to answer.
 func (b *boot) retryDisk() {
 	st := b.vmm.State()
 	if !st.Paused || !st.DiskFull || b.s.pauseAsked() || !b.s.diskHasRoom() {
@@ -334,7 +309,7 @@ func (b *boot) channel(ctx context.Context) {
 
 // session opens one session and serves it to its end.
 func (b *boot) session(ctx context.Context) error {
-	conn, err := b.vmm.Agent()
+	conn, err := b.port()
 	if err != nil {
 		return err
 	}

@@ -149,6 +149,13 @@ func (c *callServer) admit(hello wire.Call, conn net.Conn) (wire.CallReply, erro
 	}, nil
 }
 
+// knows reports whether token is the one the agent of this boot was given.
+func (c *callServer) knows(token string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return same(token, c.token)
+}
+
 // same compares in constant time; an empty want is the same as nothing.
 func same(got, want string) bool {
 	return want != "" && subtle.ConstantTimeCompare([]byte(got), []byte(want)) == 1

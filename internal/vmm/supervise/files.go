@@ -25,6 +25,8 @@ type record struct {
 	Supervisor hostproc.Process `json:"supervisor"`
 	// VMM is the VMM of the current boot; its PID is 0 while there is none.
 	VMM hostproc.Process `json:"vmm"`
+	// Transport is wire.TransportVsock where vsock.sock is Firecracker's own; else it is the supervisor's.
+	Transport string `json:"transport,omitempty"`
 }
 
 // writeJSON writes v to dir/name, all of it or nothing; durable where it must outlive a crash of the host.

@@ -28,6 +28,26 @@ type cable struct {
 	lease *net.UnixConn
 	free  *sync.Cond // lease is nil, or closed
 	over  bool
+
+	carrier sync.Mutex         // held by who carries frames between vm and a stream of the guest
+	unplug  context.CancelFunc // ends the carrier of the moment; guarded by mu
+}
+
+// plug makes the caller the one who carries the guest's frames, as soon as the one before has ended. The context ends when the next
+// one comes.
+func (c *cable) plug(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	c.mu.Lock()
+	if c.unplug != nil {
+		c.unplug()
+	}
+	c.unplug = cancel
+	c.mu.Unlock()
+	c.carrier.Lock()
+	return ctx, func() {
+		cancel()
+		c.carrier.Unlock()
+	}
 }
 
 func newCable() (*cable, error) {

@@ -8,12 +8,14 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 	"git.thaloco.com/thaloco/banger/internal/vmm/watch"
@@ -65,7 +67,7 @@ func (m *machine) first(ctx context.Context) error {
 func (m *machine) follow() {
 	defer close(m.done)
 	for {
-		err := m.stream()
+		err := m.watch()
 		if m.board.Status().Phase == vmm.PhaseEnded || m.ctx.Err() != nil {
 			return
 		}
@@ -84,8 +86,8 @@ func (m *machine) follow() {
 	}
 }
 
-// stream opens a watch and reads it to its end.
-func (m *machine) stream() error {
+// watch opens a watch and reads it to its end.
+func (m *machine) watch() error {
 	conn, err := m.dial(m.ctx, paths.VMControl)
 	if err != nil {
 		return err
@@ -244,30 +246,68 @@ func (m *machine) Kill(ctx context.Context) error {
 
 // Dial implements vmm.Machine.
 func (m *machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
-	conn, err := m.dial(ctx, paths.VMVsock)
+	conn, err := m.dialVsock(ctx)
 	if err != nil {
 		return nil, m.explain(ctx, fmt.Sprintf("dial port %d of the guest", port), err)
 	}
+	_ = conn.SetDeadline(time.Now().Add(connectTimeout + time.Second)) // the supervisor's own is connectTimeout
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	err = connect(conn, port)
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
 	}
 	if err == nil {
-		return conn, nil
+		_ = conn.SetDeadline(time.Time{})
+		return m.stream(conn), nil
 	}
 	conn.Close()
-	if ctx.Err() != nil {
+	st := m.board.Status()
+	switch {
+	case ctx.Err() != nil:
 		err = context.Cause(ctx)
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, vmm.ErrRefused) && st.Mark == api.MarkNone:
+		err = errNoAnswer // paused, or not there yet
 	}
 	if !errors.Is(err, vmm.ErrRefused) && !errors.Is(err, errNoAnswer) {
 		return nil, fmt.Errorf("dial port %d of the guest: %w", port, err)
 	}
-	if m.board.Status().Phase == vmm.PhaseEnded {
+	if st.Phase == vmm.PhaseEnded {
 		return nil, api.Errorf(api.KindConflict, "dial port %d of the guest: the VM has ended", port)
 	}
 	return nil, fmt.Errorf("dial port %d: %w", port, err)
 }
+
+// dialVsock connects to vsock.sock. Firecracker's is not there between two boots.
+func (m *machine) dialVsock(ctx context.Context) (*net.UnixConn, error) {
+	for end := time.Now().Add(sessionWait); ; {
+		conn, err := m.dial(ctx, paths.VMVsock)
+		absent := errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT)
+		if !absent || m.rec.Transport != wire.TransportVsock || m.board.Status().Phase == vmm.PhaseEnded || time.Now().After(end) {
+			return conn, err
+		}
+		if !pause(ctx, 20*time.Millisecond) {
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// stream is a connection to the guest as its transport can have it.
+func (m *machine) stream(conn *net.UnixConn) net.Conn {
+	if m.rec.Transport == wire.TransportVsock {
+		return &wholeStream{conn}
+	}
+	return conn
+}
+
+// wholeStream is a stream through Firecracker, which takes the end of one direction for the end of both, and drops what the guest
+// still sends (src/vmm/src/devices/virtio/vsock/csm/connection.rs of Firecracker, 2025).
+type wholeStream struct{ *net.UnixConn }
+
+// CloseWrite implements relay.HalfCloser.
+func (s *wholeStream) CloseWrite() error { return errors.ErrUnsupported }
+
+// NetConn is the connection itself.
+func (s *wholeStream) NetConn() net.Conn { return s.UnixConn }
 
 // errNoAnswer says that the guest neither accepted nor refused a stream in time, or has no agent that could.
 var errNoAnswer = api.Errorf(api.KindGuest, "the guest does not answer")

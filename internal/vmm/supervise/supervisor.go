@@ -22,15 +22,18 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 	"git.thaloco.com/thaloco/banger/internal/hostproc"
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
+	"git.thaloco.com/thaloco/banger/internal/vmm/driver"
 	"git.thaloco.com/thaloco/banger/internal/vmm/qemu"
 	"git.thaloco.com/thaloco/banger/internal/vmm/watch"
 )
@@ -44,10 +47,11 @@ type supervisor struct {
 	log         *slog.Logger
 	endingGrace time.Duration
 
-	board watch.Board
-	guest *guestLine
-	vsock *vsockServer
-	cable *cable // nil for a VM without a network
+	board   watch.Board
+	guest   *guestLine // of a guest with a virtio-serial port
+	ports   *hostPorts
+	cable   *cable        // nil for a VM without a network
+	streams atomic.Uint32 // that the host opened to the guest, as far as the supervisor sees them
 	// killed ends when the VM is to end at once.
 	killed context.Context
 	kill   context.CancelFunc
@@ -64,7 +68,7 @@ type supervisor struct {
 	noSandbox bool // this QEMU has no seccomp filter
 
 	mu    sync.Mutex // guards vmm, asked
-	vmm   *qemu.VMM  // nil between boots
+	vmm   driver.VMM // nil between boots
 	asked bool       // somebody asked for a pause
 }
 
@@ -144,7 +148,7 @@ func supervise(dir string, grace time.Duration, ready *readiness) error {
 	stop := s.signals(ctx)
 	defer stop()
 	s.tsc = sync.OnceValue(s.measureTSC)
-	if s.spec.Accel == "tcg" {
+	if s.spec.Accel == vmm.AccelTCG {
 		go s.tsc() // takes 20 ms, which the rest of the start takes as well
 	}
 	return s.serve(ctx)
@@ -213,12 +217,7 @@ func (s *supervisor) serve(ctx context.Context) error {
 		return err
 	}
 	defer control.Close()
-	vsock, err := listen(paths.VMVsock)
-	if err != nil {
-		return err
-	}
-	defer vsock.Close()
-	s.rec = record{Version: ProtocolVersion, Supervisor: self}
+	s.rec = record{Version: ProtocolVersion, Supervisor: self, Transport: transport(s.spec.Engine)}
 	if err := writeJSON(".", paths.VMSupervisor, s.rec, false); err != nil {
 		return fmt.Errorf("supervise: %w", err)
 	}
@@ -231,8 +230,11 @@ func (s *supervisor) serve(ctx context.Context) error {
 	}
 	server := &controlServer{s: s, log: s.log}
 	go server.serve(ctx, control)
-	s.vsock = &vsockServer{dial: s.guest.dial, log: s.log}
-	go s.vsock.serve(ctx, vsock)
+	closeSockets, err := s.openSockets(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeSockets()
 
 	end := s.runVM(ctx)
 	end.At = time.Now().UTC()
@@ -249,6 +251,23 @@ func (s *supervisor) serve(ctx context.Context) error {
 	}
 	server.drain(2 * time.Second)
 	return nil
+}
+
+// openSockets serves what leads to the guest and what the guest calls. Firecracker has the former itself.
+func (s *supervisor) openSockets(ctx context.Context) (stop func(), err error) {
+	s.ports = &hostPorts{log: s.log, peers: checkPeer}
+	stop, err = s.ports.listen(ctx, "", s)
+	if err != nil || transport(s.spec.Engine) == wire.TransportVsock {
+		return stop, err
+	}
+	ln, err := listen(paths.VMVsock)
+	if err != nil {
+		stop()
+		return nil, err
+	}
+	server := &vsockServer{dial: s.guest.dial, log: s.log, streams: &s.streams}
+	go server.serve(ctx, ln)
+	return func() { ln.Close(); stop() }, nil
 }
 
 // startError is an end before the VM ran, as an error.
@@ -325,10 +344,14 @@ func checkSpec(spec vmm.Spec) error {
 	switch {
 	case spec.Version != vmm.SpecVersion:
 		return bad("its specification has version %d, this banger knows %d", spec.Version, vmm.SpecVersion)
-	case spec.Engine != "qemu":
-		return bad("engine %q is not available in this build", spec.Engine)
-	case spec.Accel != "kvm" && spec.Accel != "tcg":
+	case spec.Engine != vmm.EngineQEMU && spec.Engine != vmm.EngineFirecracker:
+		return bad("unknown engine %q", spec.Engine)
+	case spec.Accel != vmm.AccelKVM && spec.Accel != vmm.AccelTCG:
 		return bad("unknown acceleration %q", spec.Accel)
+	case spec.Engine == vmm.EngineFirecracker && spec.Accel != vmm.AccelKVM:
+		return bad("firecracker has no software emulation")
+	case spec.Engine == vmm.EngineFirecracker && spec.Identity.Network != nil && spec.Identity.Network.Device != wire.DeviceTAP:
+		return bad("a VM of firecracker has its network by a TAP in the guest")
 	case spec.Binary == "" || spec.Kernel == "":
 		return bad("no VMM or no kernel given")
 	case spec.CPUs < 1:

@@ -10,7 +10,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/hostproc"
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
-	"git.thaloco.com/thaloco/banger/internal/vmm/qemu"
+	"git.thaloco.com/thaloco/banger/internal/vmm/driver"
 )
 
 // What a status gives as the reason of a pause.
@@ -20,7 +20,7 @@ const (
 )
 
 // started notes a VMM that runs; called by the main goroutine.
-func (s *supervisor) started(v *qemu.VMM) {
+func (s *supervisor) started(v driver.VMM) {
 	s.mu.Lock()
 	s.vmm, s.asked = v, false
 	s.mu.Unlock()
@@ -57,7 +57,7 @@ func (s *supervisor) note(format string, args ...any) {
 }
 
 // current is the VMM that runs now.
-func (s *supervisor) current() (*qemu.VMM, error) {
+func (s *supervisor) current() (driver.VMM, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.vmm == nil {
@@ -66,7 +66,7 @@ func (s *supervisor) current() (*qemu.VMM, error) {
 	return s.vmm, nil
 }
 
-// refresh takes over what QEMU tells of itself.
+// refresh takes over what the VMM tells of itself.
 func (s *supervisor) refresh() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"git.thaloco.com/thaloco/banger/internal/guest/channel"
-	"git.thaloco.com/thaloco/banger/internal/paths"
+	"git.thaloco.com/thaloco/banger/internal/relay"
 )
 
 // Firecracker's protocol on the host's end of its vsock device
@@ -37,7 +37,7 @@ type vsockServer struct {
 	log  *slog.Logger
 
 	clients atomic.Int32
-	streams atomic.Uint32
+	streams *atomic.Uint32 // opened so far
 }
 
 // serve accepts clients until ln is closed.
@@ -105,7 +105,7 @@ func (v *vsockServer) client(ctx context.Context, conn *net.UnixConn) {
 			return
 		}
 	}
-	pipe(conn, stream)
+	relay.Join(conn, stream)
 }
 
 // parseConnect reads "CONNECT <port>".
@@ -121,11 +121,11 @@ func parseConnect(line string) (uint32, error) {
 // guestStream connects a stream the guest opened to the socket of its port, as Firecracker does; false where there is none.
 func guestStream(ctx context.Context, port uint32, stream net.Conn) bool {
 	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", fmt.Sprintf("%s_%d", paths.VMVsock, port))
+	conn, err := d.DialContext(ctx, "unix", portSocket(port))
 	if err != nil {
 		return false
 	}
-	go pipe(conn, stream)
+	go relay.Join(conn, stream)
 	return true
 }
 

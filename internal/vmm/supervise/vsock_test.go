@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,7 +27,7 @@ func TestDialTellsRefusedFromSilent(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			near, far := socketPair(t)
-			v := &vsockServer{dial: func(context.Context, uint32) (net.Conn, error) { return nil, c.dial }, log: testLog(t)}
+			v := &vsockServer{dial: func(context.Context, uint32) (net.Conn, error) { return nil, c.dial }, log: testLog(t), streams: new(atomic.Uint32)}
 			go v.client(t.Context(), far)
 			if err := connect(near, 7); !errors.Is(err, c.want) {
 				t.Errorf("err = %v, want %v", err, c.want)
@@ -42,7 +43,7 @@ func TestPipe(t *testing.T) {
 		near, guest := socketPair(t)
 		done = make(chan struct{})
 		go func() {
-			pipe(far, near)
+			relay.Join(far, near)
 			close(done)
 		}()
 		return client, guest, done
