@@ -77,14 +77,24 @@ func (l *Link) WriteFrame(pieces [][]byte) error {
 			return !errors.Is(werr, unix.EAGAIN)
 		})
 		switch {
-		case err != nil, errors.Is(werr, unix.ECONNREFUSED), errors.Is(werr, unix.ECONNRESET): // nobody holds the other end
+		case err != nil, gone(werr):
 			return errClosed("write")
-		case werr == nil, errors.Is(werr, unix.ENOBUFS), errors.Is(werr, unix.ENOMEM), errors.Is(werr, unix.EMSGSIZE):
+		case werr == nil, lost(werr):
 			return nil
 		case !errors.Is(werr, unix.EINTR):
 			return fmt.Errorf("write a frame: %w", werr)
 		}
 	}
+}
+
+// gone tells the errors of writing where nobody holds the other end.
+func gone(err error) bool {
+	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ECONNRESET)
+}
+
+// lost tells the errors of writing a frame for which the kernel has no room at all.
+func lost(err error) bool {
+	return errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.EMSGSIZE)
 }
 
 // Close implements vmm.Link. It may be called more than once.
