@@ -9,8 +9,11 @@ import (
 	"io"
 	"net"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"git.thaloco.com/thaloco/banger/internal/vmm/driver"
 )
 
 const hello = `{"QMP":{"version":{}}}` + "\n"
@@ -139,26 +142,48 @@ func TestEventState(t *testing.T) {
 	full := `{"node-name":"data","action":"stop","nospace":true,"reason":"No space left on device"}`
 	bad := `{"node-name":"base","action":"report","nospace":false,"reason":"Input/output error"}`
 	for name, c := range map[string]struct {
-		events []qmpEvent
-		want   State
+		events   []qmpEvent
+		want     driver.State
+		shutdown string
 	}{
-		"stop":            {[]qmpEvent{{Name: "STOP"}}, State{Paused: true}},
-		"stop and resume": {[]qmpEvent{{Name: "STOP"}, {Name: "RESUME"}}, State{}},
-		"disk full":       {[]qmpEvent{{"BLOCK_IO_ERROR", json.RawMessage(full)}, {Name: "STOP"}}, State{Paused: true, DiskFull: true}},
+		"stop":            {[]qmpEvent{{Name: "STOP"}}, driver.State{Paused: true}, ""},
+		"stop and resume": {[]qmpEvent{{Name: "STOP"}, {Name: "RESUME"}}, driver.State{}, ""},
+		"disk full":       {[]qmpEvent{{"BLOCK_IO_ERROR", json.RawMessage(full)}, {Name: "STOP"}}, driver.State{Paused: true, DiskFull: true}, ""},
 		"room again": {[]qmpEvent{{"BLOCK_IO_ERROR", json.RawMessage(full)}, {Name: "STOP"}, {Name: "RESUME"}},
-			State{}},
-		"bad disk": {[]qmpEvent{{"BLOCK_IO_ERROR", json.RawMessage(bad)}}, State{DiskError: `drive "base": Input/output error`}},
+			driver.State{}, ""},
+		"bad disk": {[]qmpEvent{{"BLOCK_IO_ERROR", json.RawMessage(bad)}}, driver.State{DiskError: `drive "base": Input/output error`}, ""},
 		"first reason counts": {[]qmpEvent{
 			{"SHUTDOWN", json.RawMessage(`{"guest":true,"reason":"guest-reset"}`)},
 			{"SHUTDOWN", json.RawMessage(`{"guest":false,"reason":"host-signal"}`)},
-		}, State{Shutdown: GuestReset}},
-		"unknown and odd": {[]qmpEvent{{Name: "RTC_CHANGE"}, {"BLOCK_IO_ERROR", json.RawMessage(`7`)}}, State{}},
+		}, driver.State{}, guestReset},
+		"unknown and odd": {[]qmpEvent{{Name: "RTC_CHANGE"}, {"BLOCK_IO_ERROR", json.RawMessage(`7`)}}, driver.State{}, ""},
 	} {
 		v := &VMM{changed: make(chan struct{}, 1)}
 		for _, e := range c.events {
 			v.event(e)
 		}
-		if got := v.State(); got != c.want {
+		if got := v.State(); got != c.want || v.shutdown != c.shutdown {
+			t.Errorf("%s: %+v %q, want %+v %q", name, got, v.shutdown, c.want, c.shutdown)
+		}
+	}
+}
+
+func TestExit(t *testing.T) {
+	for name, c := range map[string]struct {
+		status   int
+		sig      syscall.Signal
+		shutdown string
+		want     driver.Exit
+	}{
+		"reboot":         {0, 0, guestReset, driver.Exit{Ending: driver.GuestReset}},
+		"power off":      {0, 0, guestShutdown, driver.Exit{Ending: driver.GuestShutdown}},
+		"asked politely": {0, 0, hostSignal, driver.Exit{Ending: driver.HostSignal}},
+		"asked at once":  {-1, syscall.SIGTERM, "", driver.Exit{Ending: driver.HostSignal}},
+		"killed":         {-1, syscall.SIGKILL, "", driver.Exit{Ending: driver.Failed, Detail: "qemu was ended by signal killed"}},
+		"failed":         {1, 0, "", driver.Exit{Ending: driver.Failed, Detail: "qemu ended with exit status 1"}},
+		"gave up":        {0, 0, "", driver.Exit{Ending: driver.Failed, Detail: `qemu ended by itself, reason ""`}},
+	} {
+		if got := exit(c.status, c.sig, c.shutdown); got != c.want {
 			t.Errorf("%s: %+v, want %+v", name, got, c.want)
 		}
 	}

@@ -90,11 +90,21 @@ func within(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
-func TestConformance(t *testing.T) {
-	vmmtest.Run(t, func(t *testing.T) vmmtest.Fixture {
-		dir, spec := newVM(t, fakeqemu.Knobs{})
-		return vmmtest.Fixture{
-			Engine: newEngine(t, "--ending-grace", "1s"), Again: newEngine(t, "--ending-grace", "1s"), Dir: dir, Spec: spec,
-		}
+// fixture is a VM on fakeqemu for the suite.
+func fixture(t *testing.T) vmmtest.Fixture {
+	dir, spec := newVM(t, fakeqemu.Knobs{})
+	return vmmtest.Fixture{
+		Engine: newEngine(t, "--ending-grace", "1s"), Again: newEngine(t, "--ending-grace", "1s"), Dir: dir, Spec: spec,
+	}
+}
+
+func TestConformance(t *testing.T) { vmmtest.Run(t, fixture) }
+
+// TestLinkTAP runs the suite's part about the network on guests that carry their frames themselves.
+func TestLinkTAP(t *testing.T) {
+	vmmtest.RunLink(t, func(t *testing.T) vmmtest.Fixture {
+		fix := fixture(t)
+		fix.NetDevice = wire.DeviceTAP
+		return fix
 	})
 }

@@ -25,18 +25,24 @@ import (
 //	BANGER_TEST_AGENT   an initramfs archive with the agent
 //	BANGER_TEST_IMAGE   a root file system
 //	BANGER_TEST_PANIC   the command that makes its kernel panic; "panic" where it is unset
-func TestRealConformance(t *testing.T) {
-	newSpec := realVM(t)
-	vmmtest.Run(t, func(t *testing.T) vmmtest.Fixture {
+func TestRealConformance(t *testing.T) { vmmtest.Run(t, realFixture(wire.DeviceVirtio)) }
+
+// TestRealLinkTAP runs the suite's part about the network with the agent's TAP in place of a device of QEMU's.
+func TestRealLinkTAP(t *testing.T) { vmmtest.RunLink(t, realFixture(wire.DeviceTAP)) }
+
+func realFixture(netDevice string) vmmtest.New {
+	return func(t *testing.T) vmmtest.Fixture {
+		t.Helper()
+		newSpec := realVM(t)
 		dir := filepath.Join(t.TempDir(), "a,b=c")
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
 		return vmmtest.Fixture{
 			Engine: newEngine(t), Again: newEngine(t), Dir: dir, Spec: newSpec(t, dir), Patience: 2 * time.Minute,
-			Panic: strings.Fields(os.Getenv("BANGER_TEST_PANIC")),
+			NetDevice: netDevice, Panic: strings.Fields(os.Getenv("BANGER_TEST_PANIC")),
 		}
-	})
+	}
 }
 
 // TestRealFullDisk fills the host's disk from the guest, and makes room.

@@ -254,9 +254,9 @@ func (s *supervisor) serve(ctx context.Context) error {
 }
 
 // openSockets serves what leads to the guest and what the guest calls. Firecracker has the former itself.
-func (s *supervisor) openSockets(ctx context.Context) (stop func(), err error) {
+func (s *supervisor) openSockets(ctx context.Context) (func(), error) {
 	s.ports = &hostPorts{log: s.log, peers: checkPeer}
-	stop, err = s.ports.listen(ctx, "", s)
+	stop, err := s.ports.listen(ctx, "", s)
 	if err != nil || transport(s.spec.Engine) == wire.TransportVsock {
 		return stop, err
 	}

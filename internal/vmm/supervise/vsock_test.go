@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"git.thaloco.com/thaloco/banger/internal/guest/channel"
+	"git.thaloco.com/thaloco/banger/internal/relay"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 )
 
