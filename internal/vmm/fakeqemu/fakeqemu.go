@@ -18,7 +18,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -76,9 +75,6 @@ type Knobs struct {
 	DeafToCont bool `json:"deaf_to_cont,omitempty"`
 }
 
-// inNamespace marks the process that is in its own mount namespace.
-const inNamespace = "FAKEQEMU_NAMESPACE=1"
-
 // sftpArg makes the program the sftp server of its guest's ssh server.
 const sftpArg = "sftp-server"
 
@@ -95,7 +91,7 @@ func Main(args []string) int {
 		}
 		return 0
 	}
-	if err := enterNamespace(); err != nil {
+	if err := fakeguest.OwnNamespace(); err != nil {
 		fmt.Fprintln(os.Stderr, "fakeqemu:", err)
 		return 1
 	}
@@ -104,48 +100,6 @@ func Main(args []string) int {
 		fmt.Fprintln(os.Stderr, "fakeqemu:", err)
 	}
 	return status
-}
-
-// enterNamespace puts the guest's /root in place of the host's, and the host's poweroff out of reach, where it
-// may. The namespace is the calling thread's, and becomes the process's by executing the program again.
-func enterNamespace() error {
-	if os.Geteuid() != 0 || os.Getenv("FAKEQEMU_NAMESPACE") != "" {
-		return nil
-	}
-	runtime.LockOSThread()
-	err := unix.Unshare(unix.CLONE_NEWNS)
-	if err == nil {
-		err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
-	}
-	if err == nil {
-		err = mountHome()
-	}
-	// Whatever a test gets wrong: nothing in the guest ends the host.
-	for _, name := range []string{"poweroff", "reboot", "halt", "shutdown", "telinit"} {
-		path := "/usr/sbin/" + name
-		if _, serr := os.Stat(path); serr == nil && err == nil {
-			err = unix.Mount("/dev/null", path, "", unix.MS_BIND, "")
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("make a mount namespace: %w", err)
-	}
-	// By this name the program is found even where its path is hidden now.
-	return unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), inNamespace))
-}
-
-// mountHome mounts the guest's home on /root. A VM's directory under /root must stay where it is: then
-// guest paths under /root are the host's after all.
-func mountHome() error {
-	cwd, err := os.Getwd()
-	if err != nil || strings.HasPrefix(cwd+"/", "/root/") {
-		return err
-	}
-	home := filepath.Join("fakeguest", "root")
-	if err := os.MkdirAll(home, 0o700); err != nil {
-		return err
-	}
-	return unix.Mount(home, "/root", "", unix.MS_BIND, "")
 }
 
 // readKnobs reads the knobs of this VM, else those of this program.
@@ -273,10 +227,11 @@ type vm struct {
 // network answers for the guest on the descriptor of its frames, negative where it has none.
 func (v *vm) network(fd int) error {
 	n := v.boot.Identity.Network
-	if (n == nil) != (fd < 0) {
-		return errors.New("a network device without a network, or the other way round")
+	device := n != nil && n.Device == wire.DeviceVirtio
+	if device != (fd >= 0) {
+		return errors.New("a network device without a network that has one, or the other way round")
 	}
-	if n == nil {
+	if !device {
 		return nil
 	}
 	unix.CloseOnExec(fd)
@@ -387,10 +342,22 @@ func (v *vm) callHost(s *channel.Session) {
 			_ = os.WriteFile(RefusedFile, []byte(err.Error()), 0o600)
 		}
 	}
+	if n := v.boot.Identity.Network; n != nil && n.Device == wire.DeviceTAP {
+		go func() { fmt.Fprintln(os.Stderr, "fakeqemu: network:", carryNetwork(s, call.Token, *n)) }()
+	}
 	_ = call.Logf("boot %d", v.boots)
 	for _, mark := range []string{"agent", "ready", "full"} {
 		_ = call.Mark(mark)
 	}
+}
+
+// carryNetwork answers for the guest over a stream, for a session.
+func carryNetwork(s *channel.Session, token string, n wire.Network) error {
+	conn, err := s.Dial(context.Background(), wire.PortNet)
+	if err != nil {
+		return err
+	}
+	return fakeguest.CarryNetwork(context.Background(), conn, token, n)
 }
 
 func dialHost(s *channel.Session, hello wire.Call) (*fakeguest.Call, error) {
