@@ -60,7 +60,7 @@ func Main(args []string) int {
 }
 
 // said is an error in the real one's words, which are not those of Go's errors.
-func said(format string, args ...any) error { return errors.New(fmt.Sprintf(format, args...)) }
+func said(format string, args ...any) error { return fmt.Errorf(format, args...) }
 
 // failure is an error in the words of Rust's std::io::Error.
 func failure(what string, err error) error {
