@@ -42,6 +42,7 @@ type agent struct {
 	procs    *process.Manager
 	apiConns chan net.Conn
 	ssh      sshServer
+	tap      *tap          // nil for a guest whose eth0, if any, is the VMM's
 	welcomed chan struct{} // closed after the first welcome: clock and entropy are the host's
 	ending   sync.Mutex    // held by the one who ends the machine
 
@@ -102,6 +103,9 @@ func newAgent(h handover) *agent {
 	a.book = newLogbook(logFile, a.call.logLine)
 	a.log = slog.New(slog.NewTextHandler(a.book, nil))
 	a.call.log = a.log
+	if n := a.id.Network; n != nil && n.Device == wire.DeviceTAP {
+		a.tap = newTAP(a.call.currentToken, a.log)
+	}
 	a.procs = process.NewManager(process.Config{Log: a.log, Defaults: a.defaults, Started: started})
 	return a
 }
@@ -160,6 +164,9 @@ func (a *agent) welcome(r wire.CallReply) {
 func (a *agent) useLink(ctx context.Context) func(link) {
 	return func(l link) {
 		go a.call.run(ctx, l)
+		if a.tap != nil {
+			go a.tap.run(ctx, l)
+		}
 		if err := l.Serve(func(port uint32, conn net.Conn) bool { return a.serve(ctx, port, conn) }); err != nil {
 			a.log.Warn("the channel to the host ended", "error", err)
 		}
@@ -220,7 +227,7 @@ func (a *agent) settle(ctx context.Context) {
 		a.log.Warn("loading modules", "error", err)
 	}
 	if n := a.conf.Identity.Network; n != nil {
-		if err := setUpNetwork(*n); err != nil {
+		if err := a.setUpNetwork(*n); err != nil {
 			a.log.Error("the guest has no network", "error", err)
 		}
 	}

@@ -40,7 +40,7 @@ func (a *agent) setIdentity(_ context.Context, id wire.Identity) error {
 	}
 	err := setIdentity(id)
 	if id.Network != nil {
-		err = errors.Join(err, setUpNetwork(*id.Network))
+		err = errors.Join(err, a.setUpNetwork(*id.Network))
 	}
 	return err
 }

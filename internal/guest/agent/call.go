@@ -29,6 +29,19 @@ type link interface {
 	Done() <-chan struct{}
 }
 
+// whileLinked returns a context that ends with the link.
+func whileLinked(ctx context.Context, l link) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-l.Done():
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
 // caller keeps the agent's call to its supervisor: marks, the log, and the end. What it is told
 // while there is no call it says in the next.
 type caller struct {
@@ -70,6 +83,13 @@ func (c *caller) current() api.Mark {
 	return c.mark
 }
 
+// currentToken is what a stream to the host proves with that it is the agent's; empty before the welcome.
+func (c *caller) currentToken() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.token
+}
+
 // logLine tells the host a line of the log.
 func (c *caller) logLine(text string) {
 	c.mu.Lock()
@@ -107,15 +127,8 @@ func (c *caller) poke() {
 
 // run calls, and calls again whenever the call breaks, until the link or ctx ends.
 func (c *caller) run(ctx context.Context, l link) {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := whileLinked(ctx, l)
 	defer cancel()
-	go func() {
-		select {
-		case <-l.Done():
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
 	for {
 		err := c.once(ctx, l)
 		if ctx.Err() != nil {

@@ -52,12 +52,20 @@ func parseNetwork(n wire.Network) (network, error) {
 	return network{mac: mac, address: address, gateway: gateway, mtu: n.MTU}, nil
 }
 
-// setUpNetwork gives eth0 its addresses and brings it up. What is as it should be is not touched, so it may be called again.
-func setUpNetwork(conf wire.Network) error {
+// setUpNetwork sets the guest's eth0 up, and makes it first where that is the agent's to make.
+func (a *agent) setUpNetwork(conf wire.Network) error {
 	n, err := parseNetwork(conf)
-	if err != nil {
-		return err
+	if err == nil && a.tap != nil {
+		err = a.tap.set(n.mac)
 	}
+	if err == nil {
+		err = setUpNetwork(n)
+	}
+	return err
+}
+
+// setUpNetwork gives eth0 its addresses and brings it up. What is as it should be is not touched, so it may be called again.
+func setUpNetwork(n network) error {
 	link, err := awaitLink(n.mac)
 	if err != nil {
 		return err
@@ -159,7 +167,7 @@ func resolvText(n wire.Network) string {
 // networkUnits tells systemd-networkd, where the image runs it, what the agent sets up anyway: it would wait for an
 // interface it does not manage, and take away what it does not know.
 func networkUnits(n wire.Network) []unitFile {
-	return []unitFile{{path: "network/00-banger.network", content: fmt.Sprintf(`[Match]
+	units := []unitFile{{path: "network/00-banger.network", content: fmt.Sprintf(`[Match]
 MACAddress=%s
 
 [Link]
@@ -174,4 +182,8 @@ LinkLocalAddressing=no
 IPv6AcceptRA=no
 KeepConfiguration=yes
 `, n.MAC, n.MTU, n.Address, n.Gateway, strings.Join(n.DNS, " "), n.Search)}}
+	if n.Device == wire.DeviceTAP {
+		units = append(units, tapUnits()...)
+	}
+	return units
 }

@@ -34,6 +34,15 @@ func (lr *LineReader) Read(v any) error {
 	return nil
 }
 
+// ReadLine reads one line of r as LineReader does, and nothing of what follows it.
+func ReadLine(r io.Reader, v any) error { return NewLineReader(oneByte{r}).Read(v) }
+
+// oneByte reads single bytes.
+type oneByte struct{ r io.Reader }
+
+// Read implements io.Reader.
+func (o oneByte) Read(p []byte) (int, error) { return o.r.Read(p[:1]) }
+
 // WriteLine writes v as one line, with one Write.
 func WriteLine(w io.Writer, v any) error {
 	line, err := json.Marshal(v)

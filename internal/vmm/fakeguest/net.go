@@ -2,7 +2,10 @@ package fakeguest
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 
@@ -83,4 +86,37 @@ func ServeNetwork(l *frames.Link, n wire.Network) error {
 			return err
 		}
 	}
+}
+
+// CarryNetwork is ServeNetwork for a guest whose eth0 is a TAP: over conn, a stream to the host's PortNet, until that or ctx ends. It owns
+// conn; token is the one of the call.
+func CarryNetwork(ctx context.Context, conn net.Conn, token string, n wire.Network) error {
+	defer conn.Close()
+	if err := wire.WriteLine(conn, wire.NetHello{Version: wire.Version, Token: token}); err != nil {
+		return err
+	}
+	var r wire.CallReply
+	if err := wire.ReadLine(conn, &r); err != nil {
+		return err
+	}
+	if r.Type != wire.ReplyWelcome {
+		return fmt.Errorf("%w: %s", ErrRefused, r.Reason)
+	}
+	host, vm, err := frames.Pair()
+	if err != nil {
+		return err
+	}
+	defer vm.Close()
+	l, err := frames.NewLink(host, nil)
+	if err != nil {
+		return err
+	}
+	served := make(chan error, 1)
+	go func() { served <- ServeNetwork(l, n) }()
+	err = frames.Carry(ctx, conn, vm)
+	_ = l.Close()
+	if serr := <-served; !errors.Is(serr, net.ErrClosed) {
+		err = errors.Join(err, serr)
+	}
+	return err
 }

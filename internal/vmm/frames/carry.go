@@ -71,8 +71,7 @@ func Carry(ctx context.Context, stream net.Conn, vm *os.File) error {
 
 // streamEnded tells the errors of a stream whose other side is gone. Who writes may see that before who reads.
 func streamEnded(err error) bool {
-	var vm *vmError
-	if errors.As(err, &vm) {
+	if _, ok := errors.AsType[*vmError](err); ok {
 		return false
 	}
 	for _, end := range []error{io.EOF, io.ErrClosedPipe, net.ErrClosed, unix.EPIPE, unix.ECONNRESET} {

@@ -13,9 +13,20 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/vmm/fakeguest"
 )
 
+// RunLink runs the part of the suite that is about the network, which depends on Fixture.NetDevice.
+func RunLink(t *testing.T, newFixture New) {
+	t.Helper()
+	for name, test := range map[string]func(*testing.T, *vm){
+		"Link":          testLink,
+		"LinkTakenOver": testLinkTakenOver,
+	} {
+		t.Run(name, func(t *testing.T) { test(t, start(t, newFixture(t))) })
+	}
+}
+
 // network is what a fixture's VM has to be given for the tests of its link.
-func network() *wire.Network {
-	return &wire.Network{MAC: "52:54:ac:10:00:02", Address: "172.16.0.2/24", Gateway: "172.16.0.1", MTU: wire.NetMTU}
+func (f Fixture) network() *wire.Network {
+	return &wire.Network{Device: f.NetDevice, MAC: "52:54:ac:10:00:02", Address: "172.16.0.2/24", Gateway: "172.16.0.1", MTU: wire.NetMTU}
 }
 
 // arpEvery is how often an unanswered request is repeated: the guest's eth0 is not up from the start.
@@ -70,7 +81,7 @@ func testLink(t *testing.T, v *vm) {
 	if err := v.Kill(v.ctx); err != nil {
 		t.Fatal(err)
 	}
-	v.fix.Spec.Identity.Network = network()
+	v.fix.Spec.Identity.Network = v.fix.network()
 	v = start(t, v.fix)
 	link, err := v.OpenLink(v.ctx)
 	if err != nil {
@@ -103,7 +114,7 @@ func testLinkTakenOver(t *testing.T, v *vm) {
 	if err := v.Kill(v.ctx); err != nil {
 		t.Fatal(err)
 	}
-	v.fix.Spec.Identity.Network = network()
+	v.fix.Spec.Identity.Network = v.fix.network()
 	v = start(t, v.fix)
 	first, err := v.OpenLink(v.ctx)
 	if err != nil {

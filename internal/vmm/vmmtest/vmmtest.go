@@ -32,6 +32,8 @@ type Fixture struct {
 	Spec  vmm.Spec
 	// Patience is how long anything may take; 0 for 30 s.
 	Patience time.Duration
+	// NetDevice is what the guest's eth0 is in the tests of the link: wire.DeviceVirtio, or wire.DeviceTAP.
+	NetDevice string
 	// Panic is the command that resets the guest unannounced; empty for "panic".
 	Panic []string
 }
@@ -56,11 +58,10 @@ func Run(t *testing.T, newFixture New) {
 		"Reboot":        testReboot,
 		"Panic":         testPanic,
 		"Next":          testNext,
-		"Link":          testLink,
-		"LinkTakenOver": testLinkTakenOver,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, start(t, newFixture(t))) })
 	}
+	RunLink(t, newFixture)
 	t.Run("AttachNothing", func(t *testing.T) { testAttachNothing(t, newFixture(t)) })
 	t.Run("StartCancelled", func(t *testing.T) { testStartCancelled(t, newFixture) })
 	t.Run("StartInvalid", func(t *testing.T) { testStartInvalid(t, newFixture(t)) })
