@@ -24,7 +24,8 @@ func newDoctor(a *App) *cobra.Command {
 		Short: "Tell what is wrong with this host and what to do about it",
 		Long: `Looks whether this host has what banger needs: KVM or an emulator, programs, room, directories, the daemon,
 the network. Each check is ok, a warning, or a failure, with what to do. Nothing is changed, and the daemon is
-not started. The exit status is 1 where a check failed.`,
+not started; only what was remembered as failed, such as an engine that ended at its start, is forgotten once it
+is shown, so that the next VM tries it again. The exit status is 1 where a check failed.`,
 		Example: `  banger doctor
   banger doctor --online
   banger doctor -o json`,
@@ -62,6 +63,9 @@ func runDoctor(ctx context.Context, a *App, o *doctorOptions) error {
 		err = writeJSON(a.Out, checks)
 	} else {
 		err = a.writeChecks(checks)
+	}
+	if err == nil {
+		err = doctor.Forget(p)
 	}
 	if err == nil && doctor.Failed(checks) {
 		return statusError{exitFailure}

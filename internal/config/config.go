@@ -46,6 +46,8 @@ type Config struct {
 	FileSync   []FileSync
 	// Engine is "auto", "firecracker" or "qemu".
 	Engine string
+	// Jail is "auto", "on" or "off": whether Firecracker runs in its jailer, which takes root.
+	Jail string
 	// Network is "user" or "bridge".
 	Network              string
 	AllowPrivateNetworks bool
@@ -80,6 +82,7 @@ func Default() Config {
 		CIDR:                 netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 16, 0, 0}), 24),
 		TapPoolSize:          4,
 		Engine:               "auto",
+		Jail:                 "auto",
 		Network:              "user",
 		AllowPrivateNetworks: true,
 		DefaultMemory:        "2GiB",

@@ -48,6 +48,7 @@ cidr = "10.7.0.0/16"
 tap_pool_size = 0
 default_dns = ["1.1.1.1", "[2606:4700::1111]:5353"]
 engine = "qemu"
+jail = "on"
 network = "bridge"
 allow_private_networks = false
 debian_mirror = "https://mirror.example/debian/"
@@ -78,7 +79,7 @@ func TestEverything(t *testing.T) {
 		DefaultDNS: []netip.AddrPort{netip.MustParseAddrPort("1.1.1.1:53"), netip.MustParseAddrPort("[2606:4700::1111]:5353")},
 		FileSync: []FileSync{{Host: "/home/me/.netrc", Guest: "/root/.netrc", Mode: 0o600},
 			{Host: "/etc/pki", Guest: "/root/pki", Mode: 0o644}},
-		Engine: "qemu", Network: "bridge", DebianMirror: "https://mirror.example/debian",
+		Engine: "qemu", Jail: "on", Network: "bridge", DebianMirror: "https://mirror.example/debian",
 		ImageCatalog: []string{"https://example.org/c.json", "/home/me/catalog.json"},
 		DefaultCPUs:  8, DefaultMemory: "512MiB", DefaultDisk: "2T",
 	}
@@ -93,7 +94,7 @@ func TestEverything(t *testing.T) {
 			t.Errorf("View lacks %s", k.name)
 		}
 	}
-	if w := c.Warnings(); len(w) != 1 || !strings.Contains(w[0], "c.toml") || !strings.Contains(w[0], "bridge_name") || strings.Contains(w[0], "qemu_bin") {
+	if w := c.Warnings(); len(w) != 1 || !strings.Contains(w[0], "c.toml") || !strings.Contains(w[0], "bridge_name") || strings.Contains(w[0], "qemu_bin") || strings.Contains(w[0], "firecracker_bin") {
 		t.Errorf("warnings %q", w)
 	}
 }
@@ -119,6 +120,7 @@ func TestView(t *testing.T) {
  "file_sync": [],
  "firecracker_bin": "",
  "image_catalog": [],
+ "jail": "auto",
  "network": "user",
  "qemu_bin": "",
  "ssh_key_path": "",
@@ -150,6 +152,8 @@ func TestMistakes(t *testing.T) {
 		{"allow_private_networks = \"yes\"", `allow_private_networks: expected true or false, found the string "yes"`},
 		{"engine = 2026-01-01", `found a date or time`},
 		// values
+		{"jail = true", `jail: expected a string in quotes, found true`},
+		{"jail = \"yes\"", `jail: "yes" is not one of auto, on, off`},
 		{"engine = \"quemu\"", `engine: "quemu" is not one of auto, firecracker, qemu; did you mean "qemu"?`},
 		{"network = \"\"", `network: "" is not one of user, bridge`},
 		{"default_cpus = 0", `default_cpus: 0 is not between 1 and 256`},

@@ -23,7 +23,7 @@ func keys() []key {
 	return []key{
 		text("default_image_name", func(c *Config) *string { return &c.DefaultImageName }, checkImageName),
 		hostFile("ssh_key_path", func(c *Config) *string { return &c.SSHKeyPath }),
-		later(hostFile("firecracker_bin", func(c *Config) *string { return &c.FirecrackerBin })),
+		hostFile("firecracker_bin", func(c *Config) *string { return &c.FirecrackerBin }),
 		hostFile("qemu_bin", func(c *Config) *string { return &c.QEMUBin }),
 		later(text("web_listen_addr", func(c *Config) *string { return &c.WebListenAddr }, checkListenAddr)),
 		later(text("bridge_name", func(c *Config) *string { return &c.BridgeName }, checkInterfaceName)),
@@ -33,6 +33,7 @@ func keys() []key {
 		{name: "default_dns", set: setDNS, get: viewDNS},
 		later(key{name: "file_sync", set: setFileSync, get: viewFileSync}),
 		text("engine", func(c *Config) *string { return &c.Engine }, oneOf("auto", "firecracker", "qemu")),
+		text("jail", func(c *Config) *string { return &c.Jail }, oneOf("auto", "on", "off")),
 		later(text("network", func(c *Config) *string { return &c.Network }, oneOf("user", "bridge"))),
 		boolean("allow_private_networks", func(c *Config) *bool { return &c.AllowPrivateNetworks }),
 		{name: "debian_mirror", set: setMirror, get: func(c Config) any { return c.DebianMirror }},

@@ -230,7 +230,7 @@ func (d *Daemon) Status(ctx context.Context) (api.DaemonStatus, error) {
 			st.RunningVMs++
 		}
 	}
-	eng, err := d.supplies.Engine(ctx)
+	eng, err := d.supplies.engines.prober.Choose(ctx)
 	if err != nil {
 		st.Engine, st.EngineReason = "none", err.Error()
 		return st, nil

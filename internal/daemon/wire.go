@@ -25,7 +25,7 @@ type supplies struct {
 	kernels kernels
 	agents  agents
 	engine  *supervise.Engine
-	prober  *probe.Prober
+	engines *engines
 	started time.Time
 }
 
@@ -44,7 +44,7 @@ func newSupplies(d *Daemon) (*supplies, error) {
 		kernels: kernels{files: krn, db: d.db},
 		agents:  agents{paths: d.cfg.Paths, exe: d.cfg.Exe},
 		engine:  &supervise.Engine{Binary: d.cfg.Exe, Log: d.log},
-		prober:  &probe.Prober{Config: probe.Config{Engine: d.settings.Engine, QEMUBin: d.settings.QEMUBin, FirecrackerBin: d.settings.FirecrackerBin}},
+		engines: newEngines(d),
 		started: d.started,
 	}, nil
 }
@@ -80,9 +80,14 @@ func (s *supplies) KernelByDigest(ctx context.Context, digest string) (vm.Kernel
 // AgentArchive implements vm.Supplies.
 func (s *supplies) AgentArchive(ctx context.Context) (string, error) { return s.agents.Archive(ctx) }
 
-// Engine implements vm.Supplies. The host is looked at each time: QEMU may be installed, or /dev/kvm permitted, while the daemon runs.
-func (s *supplies) Engine(ctx context.Context) (probe.Decision, error) {
-	return s.prober.Choose(ctx)
+// Engine implements vm.Supplies.
+func (s *supplies) Engine(ctx context.Context, rep progress.Reporter) (probe.Decision, error) {
+	return s.engines.choose(ctx, rep)
+}
+
+// EngineFailed implements vm.Supplies.
+func (s *supplies) EngineFailed(ctx context.Context, d probe.Decision, cause error) (probe.Decision, bool) {
+	return s.engines.prober.Failed(ctx, d, cause)
 }
 
 // sweep removes what broken builds left, takes in what has no record (the state directory was removed, the data

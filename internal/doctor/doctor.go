@@ -159,7 +159,7 @@ type Tuning struct {
 // there where it was asked for.
 func Examine(o Observations) []Check {
 	out := []Check{
-		o.configuration(), o.engine(), o.kvm(), o.programs(), o.daemon(), o.socket(),
+		o.configuration(), o.engine(), o.firecracker(), o.kvm(), o.programs(), o.daemon(), o.socket(),
 		o.directories(), o.space(), o.memory(), o.cpus(),
 		o.image(), o.kernel(), o.build(),
 	}

@@ -11,6 +11,7 @@ import (
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/config"
+	"git.thaloco.com/thaloco/banger/internal/vmm/firecracker/release"
 	"git.thaloco.com/thaloco/banger/internal/vmm/probe"
 )
 
@@ -22,7 +23,9 @@ func good() Observations {
 	return Observations{
 		UID: 1000, Home: "/home/u", Settings: config.Default(), ConfigPath: "/home/u/config.toml", ConfigExists: true,
 		Probe: probe.Observations{Arch: "amd64", KVMVersion: 12, CPUFlags: []string{"vmx"}, Modules: []string{"kvm", "kvm_intel"},
-			QEMU: probe.Program{Path: "/usr/bin/qemu-system-x86_64", Version: "7.2.22"}, Distro: []string{"debian"}},
+			QEMU: probe.Program{Path: "/usr/bin/qemu-system-x86_64", Version: "7.2.22"}, Distro: []string{"debian"}, Kernel: "6.12.1-amd64",
+			Firecracker: []release.Program{{Path: "/usr/bin/firecracker", Source: release.Path, Version: "1.17.0"}},
+			Fetch:       probe.Fetch{Version: "1.17.0", Path: "/own/fc", Offline: "curl it"}},
 		Tuning:  Tuning{Kernel: "6.12.1-amd64", Cgroup2: "/sys/fs/cgroup", HugePages: "never"},
 		Version: "v1", Daemon: Program{Path: "/usr/bin/bangerd", Version: "v1"}, Agent: "/usr/lib/banger/banger-vsock-agent",
 		Socket:  Socket{Path: "/run/user/1000/banger/bangerd.sock", Runtime: "/run/user/1000"},
@@ -47,7 +50,7 @@ func TestGood(t *testing.T) {
 			t.Errorf("%+v", c)
 		}
 	}
-	want := strings.Split("configuration engine kvm programs daemon socket directories,disk space,memory cpus image kernel,image build,mirror git ssh,ssh config,network resolver ping", ",")
+	want := strings.Split("configuration engine firecracker kvm programs daemon socket directories,disk space,memory cpus image kernel,image build,mirror git ssh,ssh config,network resolver ping", ",")
 	var flat []string
 	for _, part := range want {
 		if part == "disk space" || part == "image build" || part == "ssh config" {
@@ -91,6 +94,12 @@ func TestExamine(t *testing.T) {
 	distro := func(ids ...string) func(*Observations) {
 		return func(o *Observations) { o.Probe.Distro, o.SSH = ids, Program{} }
 	}
+	root := func(o *Observations) {
+		o.UID = 0
+		for i := range o.Places {
+			o.Places[i].Owner = 0
+		}
+	}
 	tests := map[string]struct {
 		host   func(*Observations)
 		check  string
@@ -102,9 +111,44 @@ func TestExamine(t *testing.T) {
 		"wrong configuration": {func(o *Observations) { o.ConfigErr = errors.New("c.toml:3:1: no") }, "configuration", Fail, "c.toml:3:1", "config show"},
 		"configuration, hint": {func(o *Observations) { o.ConfigErr = e("do it") }, "configuration", Fail, "broken", "do it"},
 
-		"no qemu":         {func(o *Observations) { o.Probe.QEMU = probe.Program{} }, "engine", Fail, "no qemu", "apt-get install qemu-system-x86"},
+		"firecracker":   {func(*Observations) {}, "engine", OK, "firecracker 1.17.0 (/usr/bin/firecracker), with KVM", ""},
+		"to be fetched": {func(o *Observations) { o.Probe.Firecracker = nil }, "engine", OK, "firecracker 1.17.0, with KVM; it is not on this host yet", ""},
+		"not fetched":   {func(o *Observations) { o.Probe.Firecracker, o.Probe.Fetch.Failed = nil, "no route" }, "engine", Warn, "qemu 7.2.22 (/usr/bin/qemu-system-x86_64), with KVM, because Firecracker could not be fetched: no route", "curl it"},
+		"died": {func(o *Observations) {
+			o.Probe.Failures = []probe.Failure{{Engine: "firecracker", Accel: "kvm", Binary: "/usr/bin/firecracker", Version: "1.17.0", Kernel: "6.12.1-amd64", Reason: "it died"}}
+		}, "engine", Warn, "because Firecracker 1.17.0 ended at its start on", ""},
+		"needs kvm": {func(o *Observations) { o.Settings.Engine, o.Probe.KVMOpen = "firecracker", "EACCES" }, "engine", Fail, "needs KVM", "usermod -aG kvm"},
+		"qemu":      {func(o *Observations) { o.Settings.Engine = "qemu" }, "engine", OK, "qemu 7.2.22 (/usr/bin/qemu-system-x86_64), with KVM", ""},
+
+		"firecracker, where":       {func(*Observations) {}, "firecracker", OK, "1.17.0 (/usr/bin/firecracker, in PATH), confined without the jailer", ""},
+		"firecracker, own":         {func(o *Observations) { o.Probe.Firecracker[0].Source = release.Own }, "firecracker", OK, "banger's own", ""},
+		"firecracker, configured":  {func(o *Observations) { o.Probe.Firecracker[0].Source = release.Configured }, "firecracker", OK, "firecracker_bin", ""},
+		"firecracker, root":        {func(o *Observations) { root(o); o.Probe.Firecracker[0].Jailer = "/usr/bin/jailer" }, "firecracker", OK, "jailer /usr/bin/jailer", ""},
+		"firecracker, no jailer":   {root, "firecracker", Warn, "no jailer", "same release"},
+		"jail on, no root":         {func(o *Observations) { o.Settings.Jail = "on" }, "firecracker", Fail, "takes root", "jail = \"auto\""},
+		"jail on, no jailer":       {func(o *Observations) { root(o); o.Settings.Jail = "on" }, "firecracker", Fail, "no jailer", "same release"},
+		"jail off":                 {func(o *Observations) { root(o); o.Settings.Jail = "off" }, "firecracker", OK, "1.17.0", ""},
+		"firecracker, not here":    {func(o *Observations) { o.Probe.Firecracker = nil }, "firecracker", OK, "not on this host yet", "curl it"},
+		"firecracker, old":         {func(o *Observations) { o.Probe.Firecracker[0].Version = "1.10.1" }, "firecracker", OK, "/usr/bin/firecracker is version 1.10.1, older than 1.17.0", "curl it"},
+		"firecracker, archive":     {func(o *Observations) { o.Probe.Firecracker, o.Probe.Fetch.Supplied = nil, true }, "firecracker", OK, "archive", ""},
+		"firecracker, not fetched": {func(o *Observations) { o.Probe.Firecracker, o.Probe.Fetch.Failed = nil, "no route" }, "firecracker", Warn, "no route", "curl it"},
+		"firecracker, no release":  {func(o *Observations) { o.Probe.Firecracker, o.Probe.Fetch = nil, probe.Fetch{} }, "firecracker", OK, "none for this host", ""},
+		"firecracker, no kvm":      {func(o *Observations) { o.Probe.KVMOpen = "EACCES" }, "firecracker", OK, "1.17.0 (/usr/bin/firecracker, in PATH); not used: it needs KVM", ""},
+		"neither":                  {func(o *Observations) { o.Probe.KVMOpen, o.Probe.Firecracker = "EACCES", nil }, "firecracker", OK, "not on this host; not used", ""},
+		"firecracker, qemu chosen": {func(o *Observations) { o.Settings.Engine = "qemu" }, "firecracker", OK, "not used: engine is \"qemu\"", ""},
+		"firecracker_bin old": {func(o *Observations) {
+			o.Probe.Firecracker = []release.Program{{Path: "/opt/fc", Source: release.Configured, Version: "1.10.1"}}
+		}, "firecracker", Fail, "/opt/fc is version 1.10.1, older than 1.17.0", "config.toml"},
+		"firecracker_bin wrong": {func(o *Observations) {
+			o.Probe.Firecracker = []release.Program{{Path: "/opt/fc", Source: release.Configured, Err: "no such file"}}
+		}, "firecracker", Fail, "no such file", "config.toml"},
+		"firecracker_bin wrong, qemu": {func(o *Observations) {
+			o.Settings.Engine, o.Probe.Firecracker = "qemu", []release.Program{{Path: "/opt/fc", Source: release.Configured, Err: "no such file"}}
+		}, "firecracker", Warn, "no such file", "config.toml"},
+
+		"no qemu":         {func(o *Observations) { o.Settings.Engine, o.Probe.QEMU = "qemu", probe.Program{} }, "engine", Fail, "no qemu", "apt-get install qemu-system-x86"},
 		"no qemu, kvm":    {func(o *Observations) { o.Probe.QEMU = probe.Program{} }, "kvm", OK, "usable", ""},
-		"qemu 6.2":        {func(o *Observations) { o.Probe.QEMU.Version = "6.2.0" }, "engine", Warn, "7.2", "qemu-system-x86"},
+		"qemu 6.2":        {func(o *Observations) { o.Settings.Engine, o.Probe.QEMU.Version = "qemu", "6.2.0" }, "engine", Warn, "7.2", "qemu-system-x86"},
 		"arm":             {func(o *Observations) { o.Probe.Arch = "arm64" }, "kvm", Warn, "arm64", ""},
 		"emulated":        {func(o *Observations) { o.Probe.KVMOpen = "EACCES" }, "engine", OK, "emulated", ""},
 		"kvm refused":     {func(o *Observations) { o.Probe.KVMOpen = "EACCES" }, "kvm", Warn, "may not open", "usermod -aG kvm"},

@@ -57,7 +57,8 @@ func Observe(ctx context.Context, src Sources) Observations {
 	if o.Settings, o.ConfigExists, o.ConfigErr = config.Load(o.ConfigPath); o.ConfigErr != nil {
 		o.Settings = config.Default()
 	}
-	o.Probe = probe.Observe(ctx, o.Settings.QEMUBin)
+	o.Probe = probe.Observe(ctx, probe.Config{QEMUBin: o.Settings.QEMUBin, FirecrackerBin: o.Settings.FirecrackerBin,
+		Bin: src.Paths.Bin(), Memory: src.Paths.EngineMemory()})
 	o.Tuning = observeTuning()
 	o.observeOwn(ctx, src)
 	o.observePlaces(src)
@@ -68,6 +69,10 @@ func Observe(ctx context.Context, src Sources) Observations {
 	o.observeKernel()
 	return o
 }
+
+// Forget has banger try again what it remembers as failed, which Observe saw: engines that ended at their start, and
+// the fetch of Firecracker.
+func Forget(p paths.Paths) error { return probe.Forget(p.EngineMemory()) }
 
 // observeOwn looks for banger's programs and the daemon.
 func (o *Observations) observeOwn(ctx context.Context, src Sources) {

@@ -80,11 +80,17 @@ func (p Paths) Kernels() string { return filepath.Join(p.Data, "kernels") }
 // Agents holds the initramfs archives of agents.
 func (p Paths) Agents() string { return filepath.Join(p.Data, "agents") }
 
+// Bin holds the engines that were fetched.
+func (p Paths) Bin() string { return filepath.Join(p.Data, "bin") }
+
 // DebCache holds packages and indexes of Debian's archive.
 func (p Paths) DebCache() string { return filepath.Join(p.Cache, "deb") }
 
 // Database is the SQLite database.
 func (p Paths) Database() string { return filepath.Join(p.State, "banger.db") }
+
+// EngineMemory is what is remembered of engines that failed: which ended at their start, which could not be fetched.
+func (p Paths) EngineMemory() string { return filepath.Join(p.State, "engine-failures.json") }
 
 // Lock is the flock of the one daemon; its holder writes its socket's path there.
 func (p Paths) Lock() string { return filepath.Join(p.State, "lock") }

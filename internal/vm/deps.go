@@ -45,8 +45,11 @@ type Supplies interface {
 	KernelByDigest(ctx context.Context, digest string) (Kernel, error)
 	// AgentArchive is the path of the cpio archive with the agent.
 	AgentArchive(ctx context.Context) (string, error)
-	// Engine says which engine to start VMs on.
-	Engine(ctx context.Context) (probe.Decision, error)
+	// Engine says which engine to start VMs on; it fetches one where that must be.
+	Engine(ctx context.Context, rep progress.Reporter) (probe.Decision, error)
+	// EngineFailed remembers that the VMM of an engine ended at its start, because of cause, and says which one to try instead; false
+	// where there is none.
+	EngineFailed(ctx context.Context, d probe.Decision, cause error) (probe.Decision, bool)
 }
 
 // NetworkVM is a VM as the network knows it.

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,9 +34,12 @@ var errInjected = errors.New("injected failure")
 type fakeEngine struct {
 	mu       sync.Mutex // guards what follows
 	machines map[string]*fakeMachine
-	// startErr is what the next Start fails with; hold makes guests stay without an agent.
-	startErr error
-	hold     bool
+	// startErr is what Start fails with, startErrs what it fails with by engine and acceleration, as "qemu/tcg"; hold makes guests stay
+	// without an agent.
+	startErr  error
+	startErrs map[string]error
+	specs     []vmm.Spec // of all starts
+	hold      bool
 	// attachErr is what Attach fails with.
 	attachErr error
 	// linkErr is what OpenLink fails with: the first linkFails times, or ever where that is 0.
@@ -61,7 +65,8 @@ func (e *fakeEngine) Start(ctx context.Context, dir string, spec vmm.Spec) (vmm.
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.starts++
-	if err := e.startErr; err != nil {
+	e.specs = append(e.specs, spec)
+	if err := cmp.Or(e.startErr, e.startErrs[spec.Engine+"/"+spec.Accel]); err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -229,6 +234,10 @@ func (m *fakeMachine) Close() error                              { return nil }
 type fakeSupplies struct {
 	failAt string
 	db     *store.Store
+	// engines are what runs VMs: the first, and each time one ends at its start the next.
+	engines []probe.Decision
+	// engineFailures are those that did.
+	engineFailures []string
 }
 
 func (f *fakeSupplies) fail(step string) error {
@@ -269,8 +278,21 @@ func (f *fakeSupplies) AgentArchive(context.Context) (string, error) {
 	return "/agent", f.fail("agent")
 }
 
-func (f *fakeSupplies) Engine(context.Context) (probe.Decision, error) {
+func (f *fakeSupplies) Engine(context.Context, progress.Reporter) (probe.Decision, error) {
+	if len(f.engines) > 0 {
+		return f.engines[0], f.fail("engine")
+	}
 	return probe.Decision{Engine: "qemu", Accel: "tcg", Binary: "/qemu"}, f.fail("engine")
+}
+
+func (f *fakeSupplies) EngineFailed(_ context.Context, d probe.Decision, cause error) (probe.Decision, bool) {
+	f.engineFailures = append(f.engineFailures, d.Engine+"/"+d.Accel+": "+cause.Error())
+	for i, e := range f.engines[:max(0, len(f.engines)-1)] {
+		if e.Engine == d.Engine && e.Accel == d.Accel {
+			return f.engines[i+1], true
+		}
+	}
+	return probe.Decision{}, false
 }
 
 // fakeLink is the end of a VM's frames; nothing is on the wire.

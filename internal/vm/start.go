@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -82,7 +83,8 @@ func (s *Service) launch(ctx context.Context, id string, rep progress.Reporter) 
 	if _, err := next(rec.State, evStart); err != nil {
 		return nil, api.Errorf(api.KindConflict, "start vm %q: %w", rec.Name, err)
 	}
-	spec, err := s.spec(ctx, rec)
+	asked := rec.CPUs
+	spec, eng, err := s.spec(ctx, rec, rep)
 	if err != nil {
 		return nil, fmt.Errorf("start vm %q: %w", rec.Name, err)
 	}
@@ -91,22 +93,75 @@ func (s *Service) launch(ctx context.Context, id string, rep progress.Reporter) 
 		rep.Note(w)
 	}
 	rep.Step("boot " + rec.Name)
-	now := s.cfg.Host.Now()
-	if _, err := s.cfg.Records.UpdateVM(ctx, id, func(r *store.VM) error {
-		r.Engine, r.Accel, r.CPUs, r.StartedAt, r.WasReady = spec.Engine, spec.Accel, spec.CPUs, &now, false
-		return nil
-	}); err != nil {
+	if err := s.recordSpec(ctx, spec); err != nil {
 		return nil, err
 	}
 	if rec, err = s.move(ctx, id, evStart, ""); err != nil {
 		return nil, err
 	}
-	machine, err := s.cfg.Engine.Start(ctx, s.cfg.Paths.VM(id), spec)
+	machine, err := s.boot(ctx, rec, attempt{spec, eng, asked}, rep)
 	if err != nil {
 		return nil, s.notStarted(ctx, rec, err)
 	}
-	s.cfg.Log.Info("vm started", "vm", rec.Name, "id", id, "engine", spec.Engine, "accel", spec.Accel)
 	return s.watch(rec, machine), nil
+}
+
+// diedAtStart tells whether a start failed with a VMM that ended at once, for another reason than the room there is on the host:
+// then another engine may do better.
+func diedAtStart(ctx context.Context, err error) bool {
+	if err == nil || ctx.Err() != nil || !errors.Is(err, vmm.ErrStart) || isDiskFull(err) {
+		return false
+	}
+	// What the VMM itself said of it has crossed two processes as text.
+	for _, words := range []string{"No space left on device", "Cannot allocate memory"} {
+		if strings.Contains(err.Error(), words) {
+			return false
+		}
+	}
+	return true
+}
+
+// attempt is one start of a VM.
+type attempt struct {
+	spec vmm.Spec
+	eng  probe.Decision
+	// cpus is how many the VM is to have, 0 where nobody said.
+	cpus int
+}
+
+// boot has the engine start a VM, and another engine where the VMM ends at its start and the choice is banger's.
+func (s *Service) boot(ctx context.Context, rec store.VM, a attempt, rep progress.Reporter) (vmm.Machine, error) {
+	for {
+		machine, err := s.cfg.Engine.Start(ctx, s.cfg.Paths.VM(rec.ID), a.spec)
+		if err == nil {
+			s.cfg.Log.Info("vm started", "vm", rec.Name, "id", rec.ID, "engine", a.spec.Engine, "accel", a.spec.Accel)
+			return machine, nil
+		}
+		if !diedAtStart(ctx, err) {
+			return nil, err
+		}
+		instead, ok := s.cfg.Supplies.EngineFailed(ctx, a.eng, err)
+		if !ok {
+			return nil, err
+		}
+		s.cfg.Log.Warn("the vmm ended at its start", "vm", rec.Name, "engine", a.eng.Engine, "accel", a.eng.Accel, "instead", instead.Title(), "err", err)
+		rep.Note(instead.Title() + " runs the VM: " + instead.Reason)
+		a.eng = instead
+		s.runOn(&a.spec, instead, a.cpus)
+		if err := s.recordSpec(ctx, a.spec); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// recordSpec records what a VM is being started with.
+func (s *Service) recordSpec(ctx context.Context, spec vmm.Spec) error {
+	now := s.cfg.Host.Now()
+	_, err := s.cfg.Records.UpdateVM(ctx, spec.VM, func(r *store.VM) error {
+		r.Engine, r.Accel, r.CPUs, r.StartedAt, r.WasReady = spec.Engine, spec.Accel, spec.CPUs, &now, false
+		return nil
+	})
+	return err
 }
 
 // notStarted records that the engine did not start a VM.
@@ -126,41 +181,33 @@ func (s *Service) notStarted(ctx context.Context, rec store.VM, err error) error
 	return failed
 }
 
-// spec is all the engine must know of a VM.
-func (s *Service) spec(ctx context.Context, rec store.VM) (vmm.Spec, error) {
-	eng, err := s.cfg.Supplies.Engine(ctx)
-	if err != nil {
-		return vmm.Spec{}, err
+// spec is all the engine must know of a VM, and which engine that is.
+func (s *Service) spec(ctx context.Context, rec store.VM, rep progress.Reporter) (_ vmm.Spec, eng probe.Decision, err error) {
+	if eng, err = s.cfg.Supplies.Engine(ctx, rep); err != nil {
+		return vmm.Spec{}, eng, err
 	}
 	img, err := s.cfg.Supplies.ImageByDigest(ctx, rec.ImageDigest)
 	if err != nil {
-		return vmm.Spec{}, err
+		return vmm.Spec{}, eng, err
 	}
 	krn, err := s.cfg.Supplies.KernelByDigest(ctx, rec.KernelDigest)
 	if err != nil {
-		return vmm.Spec{}, err
+		return vmm.Spec{}, eng, err
 	}
 	agent, err := s.cfg.Supplies.AgentArchive(ctx)
 	if err != nil {
-		return vmm.Spec{}, err
+		return vmm.Spec{}, eng, err
 	}
 	user, err := s.sshKeys(ctx, &rec)
 	if err != nil {
-		return vmm.Spec{}, err
+		return vmm.Spec{}, eng, err
 	}
 	network, err := s.cfg.Network.Lease(ctx, rec.ID)
 	if err != nil {
-		return vmm.Spec{}, err
+		return vmm.Spec{}, eng, err
 	}
-	cpus, deadline, emulated := rec.CPUs, bootDeadlineKVM, eng.Accel == probe.TCG
-	if emulated {
-		deadline = bootDeadlineTCG
-	}
-	if cpus == 0 {
-		cpus = min(s.cfg.Defaults.CPUs(emulated), s.cfg.Host.CPUs)
-	}
-	return vmm.Spec{Version: vmm.SpecVersion, VM: rec.ID, Name: rec.Name, Engine: eng.Engine, Binary: eng.Binary, Accel: eng.Accel,
-		CPUs: cpus, MemoryMiB: int(rec.MemoryBytes >> 20), Kernel: krn.Vmlinux, Initramfs: []string{krn.BootArchive, agent},
+	spec := vmm.Spec{Version: vmm.SpecVersion, VM: rec.ID, Name: rec.Name,
+		MemoryMiB: int(rec.MemoryBytes >> 20), Kernel: krn.Vmlinux, Initramfs: []string{krn.BootArchive, agent},
 		Drives: []vmm.Drive{
 			{ID: wire.DriveBase, Path: img.Rootfs, ReadOnly: true},
 			{ID: wire.DriveData, Path: filepath.Join(s.cfg.Paths.VM(rec.ID), paths.VMData)},
@@ -169,7 +216,28 @@ func (s *Service) spec(ctx context.Context, rec store.VM) (vmm.Spec, error) {
 		Identity: wire.Identity{VM: rec.ID, Hostname: rec.Name, MachineID: rec.MachineID, Env: append(append([]string{}, img.Env...), rec.Env...),
 			WorkDir: img.WorkDir, User: img.User, DataBytes: rec.DiskBytes,
 			AuthorizedKeys: []string{user.Public}, SSHHostKey: rec.SSHHostKey, Network: &network},
-		BootDeadline: deadline, Unsafe: rec.RemoveOnExit}, nil
+		Unsafe: rec.RemoveOnExit}
+	s.runOn(&spec, eng, rec.CPUs)
+	return spec, eng, nil
+}
+
+// runOn puts into spec what depends on the engine. cpus is how many the VM is to have, 0 where nobody said.
+func (s *Service) runOn(spec *vmm.Spec, eng probe.Decision, cpus int) {
+	emulated := eng.Accel == probe.TCG
+	if cpus == 0 {
+		cpus = min(s.cfg.Defaults.CPUs(emulated), s.cfg.Host.CPUs)
+	}
+	spec.Engine, spec.Accel, spec.Binary, spec.CPUs = eng.Engine, eng.Accel, eng.Binary, cpus
+	spec.BootDeadline = bootDeadlineKVM
+	if emulated {
+		spec.BootDeadline = bootDeadlineTCG
+	}
+	network := *spec.Identity.Network
+	network.Device = wire.DeviceVirtio
+	if eng.Engine == probe.Firecracker { // its own network devices take root
+		network.Device = wire.DeviceTAP
+	}
+	spec.Identity.Network = &network
 }
 
 // await waits for a mark of a running VM, telling its notes on the way.

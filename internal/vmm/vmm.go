@@ -192,6 +192,9 @@ type Link interface {
 // ErrRefused says that nobody listens on the dialled port of the guest.
 var ErrRefused = errors.New("connection refused by the guest")
 
+// ErrStart is in the error of a Start whose VMM ended, or had to be ended, before it ran the guest: another engine may do better.
+var ErrStart = errors.New("the VMM ended at its start")
+
 // GoneError says that no VM runs in a directory.
 type GoneError struct {
 	Dir string

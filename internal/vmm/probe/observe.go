@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"git.thaloco.com/thaloco/banger/internal/hostexec"
+	"git.thaloco.com/thaloco/banger/internal/vmm/firecracker/release"
 )
 
 const (
@@ -32,24 +33,41 @@ const (
 	kvmCreateVM      = 0xae01
 )
 
-// Observe looks at this host. qemuBin is the configured path of QEMU, empty for that of PATH. It takes some 50 ms
-// and changes nothing.
-func Observe(ctx context.Context, qemuBin string) Observations {
-	o := observeHost()
-	o.QEMU = findQEMU(qemuBin)
-	o.QEMU.ask(ctx)
+// Observe looks at this host. It takes some 50 ms and changes nothing.
+func Observe(ctx context.Context, cfg Config) Observations {
+	o := observeHost(cfg, time.Now())
+	for i := range o.Firecracker {
+		o.Firecracker[i].Version, o.Firecracker[i].Err = askFirecracker(ctx, o.Firecracker[i].Path)
+	}
+	o.QEMU.Version = askQEMU(ctx, o.QEMU.Path)
 	return o
 }
 
-// observeHost looks at all but programs.
-func observeHost() Observations {
+// observeHost looks at all but what programs say of themselves.
+func observeHost(cfg Config, now time.Time) Observations {
 	o := Observations{Arch: runtime.GOARCH}
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err == nil {
+		o.Kernel = unix.ByteSliceToString(uts.Release[:])
+	}
 	o.observeKVM()
 	o.CPUFlags = fromFile("/proc/cpuinfo", parseFlags)
 	o.Distro = fromFile("/etc/os-release", parseOSRelease)
 	modules, _ := filepath.Glob("/sys/module/kvm*") // its only error is a bad pattern
 	for _, m := range modules {
 		o.Modules = append(o.Modules, filepath.Base(m))
+	}
+	o.QEMU = findQEMU(cfg.QEMUBin)
+	pin, pinned := release.Pinned(o.Arch)
+	o.Firecracker = release.Find(cfg.FirecrackerBin, cfg.Bin, pin)
+	mem := readMemory(cfg.Memory)
+	o.Failures = mem.Failures
+	if pinned && cfg.Bin != "" {
+		o.Fetch = Fetch{Version: pin.Version, Offline: pin.Offline(cfg.Bin)}
+		o.Fetch.Path, o.Fetch.Jailer = pin.Own(cfg.Bin)
+		if o.Fetch.Supplied = pin.Supplied(cfg.Bin); !o.Fetch.Supplied {
+			o.Fetch.Failed = mem.fetchFailed(pin.Version, now)
+		}
 	}
 	return o
 }
@@ -101,19 +119,29 @@ func findQEMU(configured string) Program {
 	return p
 }
 
-// ask asks the program for its version.
-func (p *Program) ask(ctx context.Context) {
-	if p.Path == "" {
-		return
+// askQEMU asks a QEMU for its version; empty where there is none.
+func askQEMU(ctx context.Context, path string) string {
+	if path == "" {
+		return ""
 	}
 	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
 	defer cancel()
 	out, err := hostexec.Runner{}.Output(ctx, hostexec.Cmd{
-		Argv: []string{p.Path, "--version"}, Env: []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"},
+		Argv: []string{path, "--version"}, Env: []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"},
 	})
-	if err == nil {
-		p.Version = qemuVersion(string(out))
+	if err != nil {
+		return ""
 	}
+	return qemuVersion(string(out))
+}
+
+// askFirecracker asks a Firecracker for its version, or says why it does not tell it.
+func askFirecracker(ctx context.Context, path string) (version, why string) {
+	version, err := release.Version(ctx, path)
+	if err != nil {
+		return "", err.Error()
+	}
+	return version, ""
 }
 
 var versionLine = regexp.MustCompile(`^QEMU emulator version ([0-9]+\.[0-9]+[0-9.]*)`)
