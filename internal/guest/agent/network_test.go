@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
@@ -54,6 +56,16 @@ LinkLocalAddressing=no
 IPv6AcceptRA=no
 KeepConfiguration=yes
 `
+	if diff := cmp.Diff(want, string(got)); diff != "" {
+		t.Error(diff)
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "network/00-banger.link")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("udev is told of a device that is the VMM's: %v", err)
+	}
+	must(t, writeUnits(dir, networkUnits(wire.Network{Device: wire.DeviceTAP})))
+	got, err = os.ReadFile(filepath.Join(dir, "network/00-banger.link"))
+	must(t, err)
+	want = "[Match]\nOriginalName=eth0\nDriver=tun\n\n[Link]\nNamePolicy=keep\nMACAddressPolicy=none\n"
 	if diff := cmp.Diff(want, string(got)); diff != "" {
 		t.Error(diff)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -124,7 +123,7 @@ func (t *tap) once(ctx context.Context, l link) error {
 	if err := frames.Carry(ctx, conn, t.file); err != nil {
 		return err
 	}
-	return io.EOF
+	return errors.New("the host has closed it")
 }
 
 // greet says hello and takes the welcome, and nothing of what follows it.
