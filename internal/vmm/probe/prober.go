@@ -24,7 +24,8 @@ type Config struct {
 // asks a program for its version only once.
 type Prober struct {
 	Config
-	adjust func(*Observations) // of a test, makes another host of this one; nil for none
+	// Adjust makes another host of what was observed, for tests; nil for none.
+	Adjust func(*Observations)
 
 	mu    sync.Mutex // guards what follows
 	known map[string]answer
@@ -85,8 +86,8 @@ func (p *Prober) observe(ctx context.Context) Observations {
 // look observes the host, without asking programs.
 func (p *Prober) look() Observations {
 	o := observeHost(p.Config, time.Now())
-	if p.adjust != nil {
-		p.adjust(&o)
+	if p.Adjust != nil {
+		p.Adjust(&o)
 	}
 	return o
 }

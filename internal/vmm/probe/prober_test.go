@@ -41,7 +41,7 @@ func TestProberAsksWhatMatters(t *testing.T) {
 	put(t, filepath.Join(dir, "jailer"), "Jailer v1.17.0")
 	qemu := put(t, filepath.Join(dir, "qemu"), "QEMU emulator version 8.0.1")
 	cfg := Config{QEMUBin: qemu, FirecrackerBin: fc, Memory: filepath.Join(dir, "memory")}
-	p := &Prober{Config: cfg, adjust: withKVM}
+	p := &Prober{Config: cfg, Adjust: withKVM}
 	for range 2 {
 		d, err := p.Choose(t.Context())
 		if err != nil || d.Engine != Firecracker || d.Binary != fc || d.Version != "1.17.0" || d.Jailer != filepath.Join(dir, "jailer") {
@@ -51,7 +51,7 @@ func TestProberAsksWhatMatters(t *testing.T) {
 	if asked(fc) != 1 || asked(qemu) != 0 {
 		t.Errorf("firecracker was run %d times, QEMU %d", asked(fc), asked(qemu))
 	}
-	p = &Prober{Config: cfg, adjust: func(o *Observations) { withKVM(o); o.KVMOpen = "ENOENT" }}
+	p = &Prober{Config: cfg, Adjust: func(o *Observations) { withKVM(o); o.KVMOpen = "ENOENT" }}
 	if d, err := p.Choose(t.Context()); err != nil || d.Engine != QEMU || d.Accel != TCG || asked(fc) != 1 {
 		t.Errorf("it gives %+v, %v", d, err)
 	}
@@ -65,7 +65,7 @@ func TestProberRemembers(t *testing.T) {
 	qemu := put(t, filepath.Join(dir, "qemu"), "QEMU emulator version 8.0.1")
 	memory := filepath.Join(dir, "memory")
 	next := func() *Prober {
-		return &Prober{Config: Config{QEMUBin: qemu, FirecrackerBin: fc, Memory: memory}, adjust: withKVM}
+		return &Prober{Config: Config{QEMUBin: qemu, FirecrackerBin: fc, Memory: memory}, Adjust: withKVM}
 	}
 	p := next()
 	choose := func(p *Prober, want string) Decision {
@@ -94,7 +94,7 @@ func TestProberRemembers(t *testing.T) {
 	choose(p, "firecracker/kvm")
 	put(t, fc, "Firecracker v1.17.0")
 	other := next()
-	other.adjust = func(o *Observations) { withKVM(o); o.Kernel = "7.0.0" }
+	other.Adjust = func(o *Observations) { withKVM(o); o.Kernel = "7.0.0" }
 	choose(other, "firecracker/kvm")
 	choose(p, "qemu/tcg")
 	if err := Forget(memory); err != nil {
@@ -128,7 +128,7 @@ func TestProberRemembersFetches(t *testing.T) {
 		withKVM(o)
 		o.Firecracker = nil // whatever this host has
 	}
-	p := &Prober{Config: cfg, adjust: adjust}
+	p := &Prober{Config: cfg, Adjust: adjust}
 	is := func(what string, fetch bool) {
 		t.Helper()
 		if d, err := p.Choose(t.Context()); err != nil || d.Fetch != fetch || (d.Engine == Firecracker) != fetch {
@@ -188,7 +188,7 @@ func TestMemory(t *testing.T) {
 	fc := put(t, filepath.Join(dir, "firecracker"), "Firecracker v1.17.0")
 	qemu := put(t, filepath.Join(dir, "qemu"), "QEMU emulator version 8.0.1")
 	for _, lost := range []string{"", filepath.Join(dir, "none", "memory")} {
-		p := &Prober{Config: Config{QEMUBin: qemu, FirecrackerBin: fc, Memory: lost}, adjust: withKVM}
+		p := &Prober{Config: Config{QEMUBin: qemu, FirecrackerBin: fc, Memory: lost}, Adjust: withKVM}
 		d, err := p.Choose(t.Context())
 		if err != nil {
 			t.Fatal(err)

@@ -1,0 +1,135 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/guest/wire"
+	"git.thaloco.com/thaloco/banger/internal/progress"
+	"git.thaloco.com/thaloco/banger/internal/vmm"
+	"git.thaloco.com/thaloco/banger/internal/vmm/probe"
+)
+
+// chain is what a daemon falls back on, one after the other.
+func chain() []probe.Decision {
+	return []probe.Decision{
+		{Engine: "firecracker", Accel: "kvm", Binary: "/fc", Version: "1.17.0"},
+		{Engine: "qemu", Accel: "kvm", Binary: "/qemu", Version: "7.2", Reason: "it died"},
+		{Engine: "qemu", Accel: "tcg", Binary: "/qemu", Version: "7.2", Reason: "they died"},
+	}
+}
+
+func died(words string) error {
+	return api.Errorf(api.KindUnavailable, "start it: %w: %s", vmm.ErrStart, words)
+}
+
+// TestStartFallsBack: a VMM that ends at its start makes way for the next, in the same operation; the spec follows.
+func TestStartFallsBack(t *testing.T) {
+	type started struct {
+		Engine, Accel, Binary, Device string
+		CPUs                          int
+		Deadline                      string
+	}
+	onFC := started{"firecracker", "kvm", "/fc", wire.DeviceTAP, 3, bootDeadlineKVM.String()}
+	onKVM := started{"qemu", "kvm", "/qemu", wire.DeviceVirtio, 3, bootDeadlineKVM.String()}
+	onTCG := started{"qemu", "tcg", "/qemu", wire.DeviceVirtio, 1, bootDeadlineTCG.String()}
+	fc, kvm, tcg := died("exit status 1"), died("no KVM"), died("nothing works")
+	tests := map[string]struct {
+		errs  map[string]error
+		want  []started
+		notes []string
+		last  error // what it fails with in the end
+	}{
+		"none dies": {nil, []started{onFC}, nil, nil},
+		"one":       {map[string]error{"firecracker/kvm": fc}, []started{onFC, onKVM}, []string{"QEMU 7.2 with KVM runs the VM: it died"}, nil},
+		"two": {map[string]error{"firecracker/kvm": fc, "qemu/kvm": kvm}, []started{onFC, onKVM, onTCG},
+			[]string{"QEMU 7.2 with KVM runs the VM: it died", "QEMU 7.2 without KVM runs the VM: they died"}, nil},
+		"all": {map[string]error{"firecracker/kvm": fc, "qemu/kvm": kvm, "qemu/tcg": tcg}, []started{onFC, onKVM, onTCG},
+			[]string{"QEMU 7.2 with KVM runs the VM: it died", "QEMU 7.2 without KVM runs the VM: they died"}, tcg},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.svc.cfg.Defaults.CPUs = func(emulated bool) int {
+				if emulated {
+					return 1
+				}
+				return 3
+			}
+			w.supplies.engines, w.engine.startErrs = chain(), tt.errs
+			rep := newNotes()
+			vm, err := w.svc.Create(t.Context(), api.CreateVM{Name: "a", Start: true}, rep)
+			if (tt.last == nil) != (err == nil) || tt.last != nil && !errors.Is(err, vmm.ErrStart) {
+				t.Fatalf("err = %v", err)
+			}
+			var got []started
+			for _, s := range w.engine.specs {
+				got = append(got, started{s.Engine, s.Accel, s.Binary, s.Identity.Network.Device, s.CPUs, s.BootDeadline.String()})
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("starts: %s", diff)
+			}
+			if diff := cmp.Diff(tt.notes, rep.lines); diff != "" {
+				t.Errorf("notes: %s", diff)
+			}
+			if len(w.supplies.engineFailures) != len(tt.errs) {
+				t.Errorf("remembered: %q", w.supplies.engineFailures)
+			}
+			last := tt.want[len(tt.want)-1]
+			if err == nil && (vm.Engine != last.Engine || vm.Accel != last.Accel || vm.CPUs != last.CPUs || w.engine.running() != 1) {
+				t.Errorf("it runs as %+v, %s", vm, w.engine)
+			}
+			if err != nil {
+				w.state("a", api.StateFailed)
+			}
+		})
+	}
+}
+
+// TestStartDoesNotFallBack where another engine would do no better.
+func TestStartDoesNotFallBack(t *testing.T) {
+	for name, cause := range map[string]error{
+		"another failure":   errInjected,
+		"a full disk":       fmt.Errorf("%w: %w", vmm.ErrStart, syscall.ENOSPC),
+		"a full disk, told": died("No space left on device (os error 28)"),
+		"no memory, told":   died("Cannot allocate memory (os error 12)"),
+	} {
+		w := newWorld(t)
+		w.supplies.engines, w.engine.startErr = chain(), cause
+		_, err := w.svc.Create(t.Context(), api.CreateVM{Start: true}, progress.Discard)
+		if !errors.Is(err, cause) || w.engine.starts != 1 || len(w.supplies.engineFailures) != 0 {
+			t.Errorf("%s: %v after %d starts, remembered %q", name, err, w.engine.starts, w.supplies.engineFailures)
+		}
+	}
+}
+
+// TestStartKeepsCPUs: who asked for a number of CPUs gets it on whatever engine.
+func TestStartKeepsCPUs(t *testing.T) {
+	w := newWorld(t)
+	w.supplies.engines, w.engine.startErrs = chain(), map[string]error{"firecracker/kvm": died("no"), "qemu/kvm": died("no")}
+	if vm := w.create(api.CreateVM{Start: true, CPUs: 4}); vm.CPUs != 4 || vm.Accel != "tcg" {
+		t.Errorf("it runs as %+v", vm)
+	}
+}
+
+// TestStartCancelledDoesNotFallBack: Ctrl-C is no failure of an engine.
+func TestStartCancelledDoesNotFallBack(t *testing.T) {
+	w := newWorld(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	w.supplies.engines, w.engine.startErr = chain(), died("killed")
+	rep := &steps{Reporter: progress.Discard, heard: func(step string) {
+		if strings.HasPrefix(step, "boot ") {
+			cancel()
+		}
+	}}
+	if _, err := w.svc.Create(ctx, api.CreateVM{Start: true}, rep); err == nil || len(w.supplies.engineFailures) != 0 {
+		t.Errorf("err = %v, remembered %q", err, w.supplies.engineFailures)
+	}
+}
