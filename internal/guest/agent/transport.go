@@ -24,6 +24,8 @@ const (
 	portDeadline = 20 * time.Second
 	// How long to wait where the port says that nobody is at its other end: at first, and at last.
 	hostAbsentMin, hostAbsentMax = 2 * time.Millisecond, 100 * time.Millisecond
+	// acceptAgain is how long after an error a vsock port is listened to again.
+	acceptAgain = 100 * time.Millisecond
 )
 
 // serveLinks hands every link to the host to use, one after another, until ctx ends.
@@ -115,8 +117,8 @@ func newVsockLink() (*vsockLink, error) {
 const vsockAny = 0xffffffff
 
 // Dial implements link.
-func (l *vsockLink) Dial(_ context.Context, port uint32) (net.Conn, error) {
-	return vsock.Dial(vsock.Host, port, nil)
+func (l *vsockLink) Dial(ctx context.Context, port uint32) (net.Conn, error) {
+	return vsock.DialContext(ctx, vsock.Host, port, nil)
 }
 
 // Done implements link: a vsock does not end.
@@ -130,9 +132,13 @@ func (l *vsockLink) Serve(handler func(port uint32, conn net.Conn) bool) error {
 		wg.Go(func() {
 			for {
 				conn, err := li.Accept()
-				if err != nil {
+				if errors.Is(err, net.ErrClosed) {
 					errs[i] = err
 					return
+				}
+				if err != nil { // out of descriptors or memory, which passes: the host has no other way in
+					<-time.After(acceptAgain)
+					continue
 				}
 				port := li.Addr().(*vsock.Addr).Port
 				from, ok := conn.RemoteAddr().(*vsock.Addr)

@@ -23,8 +23,8 @@ const (
 	features = featVersion1 | featProtocolFeatures
 )
 
-// device is one vsock device and the QEMU it belongs to.
-type device struct {
+// backend is one vsock device and the QEMU it belongs to.
+type backend struct {
 	cid uint64
 	log *slog.Logger
 	ctl int // QEMU's connection; it blocks
@@ -33,17 +33,19 @@ type device struct {
 	poll  *poller
 	muxID uint64 // of the muxer's own poller; 0 while the device stands still
 
-	agreed uint64 // features
-	mem    *memory
-	rings  [rings]ring
+	mem   *memory
+	rings [rings]ring
 
 	chain chain
 	data  [][]byte
 	more  bool // there is more to move
 }
 
-// newDevice returns a device that speaks with QEMU over ctl until stopped can be read.
-func newDevice(cfg Config, ctl, stopped int, mux *muxer) (*device, error) {
+// newBackend returns a device that speaks with QEMU over ctl until stopped can be read.
+func newBackend(cfg Config, ctl, stopped int, mux *muxer) (*backend, error) {
+	if err := unix.SetNonblock(ctl, false); err != nil {
+		return nil, fmt.Errorf("make qemu's connection block: %w", err)
+	}
 	tv := unix.Timeval{Sec: messageTimeout}
 	for _, opt := range []int{unix.SO_RCVTIMEO, unix.SO_SNDTIMEO} {
 		if err := unix.SetsockoptTimeval(ctl, unix.SOL_SOCKET, opt, &tv); err != nil {
@@ -54,21 +56,21 @@ func newDevice(cfg Config, ctl, stopped int, mux *muxer) (*device, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &device{cid: cfg.CID, log: cfg.Log, ctl: ctl, mux: mux, poll: poll, mem: &memory{}}
-	for i := range d.rings {
-		d.rings[i].addr.index = uint32(i)
-		d.rings[i].kick, d.rings[i].call = -1, -1
+	b := &backend{cid: cfg.CID, log: cfg.Log, ctl: ctl, mux: mux, poll: poll, mem: &memory{}}
+	for i := range b.rings {
+		b.rings[i].addr.index = uint32(i)
+		b.rings[i].kick, b.rings[i].call = -1, -1
 	}
 	mux.interrupted = func() bool { return interrupted(stopped, ctl) }
 	if _, err := poll.add(stopped, unix.EPOLLIN, func(uint32) error { return errStopped }); err != nil {
 		poll.close()
 		return nil, err
 	}
-	if _, err := poll.add(ctl, unix.EPOLLIN, func(uint32) error { return d.message() }); err != nil {
+	if _, err := poll.add(ctl, unix.EPOLLIN, func(uint32) error { return b.message() }); err != nil {
 		poll.close()
 		return nil, err
 	}
-	return d, nil
+	return b, nil
 }
 
 // interrupted reports whether the device is to end, while something waits.
@@ -78,54 +80,54 @@ func interrupted(stopped, ctl int) bool {
 	return n > 0 && err == nil
 }
 
-func (d *device) close() {
-	for i := range d.rings {
-		r := &d.rings[i]
+func (b *backend) close() {
+	for i := range b.rings {
+		r := &b.rings[i]
 		r.stop()
-		d.setKick(r, -1)
+		b.setKick(r, -1)
 		setFD(&r.call, -1)
 	}
-	d.mem.close()
-	d.poll.close()
+	b.mem.close()
+	b.poll.close()
 }
 
 // run is the life of the device. It always ends with an error.
-func (d *device) run() error {
+func (b *backend) run() error {
 	for {
 		timeout := -1
-		if d.more {
+		if b.more {
 			timeout = 0
 		}
-		if err := d.poll.wait(timeout); err != nil {
+		if err := b.poll.wait(timeout); err != nil {
 			return err
 		}
-		if err := d.move(); err != nil {
+		if err := b.move(); err != nil {
 			return err
 		}
 	}
 }
 
 // move moves packets both ways, as many as there are and fit into a burst.
-func (d *device) move() error {
-	d.more = false
-	if d.muxID == 0 {
+func (b *backend) move() error {
+	b.more = false
+	if b.muxID == 0 {
 		return nil
 	}
-	toHost, err := d.toHost()
+	toHost, err := b.toHost()
 	if err != nil {
 		return err
 	}
-	stalled := d.mux.full()
-	toGuest, err := d.toGuest()
+	stalled := b.mux.full()
+	toGuest, err := b.toGuest()
 	if err != nil {
 		return err
 	}
-	d.more = toHost || toGuest || stalled && !d.mux.full()
-	if err := d.mux.settle(); err != nil {
+	b.more = toHost || toGuest || stalled && !b.mux.full()
+	if err := b.mux.settle(); err != nil {
 		return err
 	}
-	for i := range d.rings {
-		if err := d.rings[i].signal(); err != nil {
+	for i := range b.rings {
+		if err := b.rings[i].signal(); err != nil {
 			return err
 		}
 	}
@@ -134,59 +136,56 @@ func (d *device) move() error {
 
 // toHost takes what the guest has sent; it reports whether there is more. Where the guest does not fetch what it is
 // answered it is not listened to.
-func (d *device) toHost() (more bool, err error) {
-	r := &d.rings[txRing]
+func (b *backend) toHost() (more bool, err error) {
+	r := &b.rings[txRing]
 	for range burst {
-		if d.mux.full() {
+		if b.mux.full() {
 			return false, nil
 		}
-		ok, err := r.pop(d.mem, &d.chain)
+		ok, err := r.pop(b.mem, &b.chain)
 		if !ok || err != nil {
 			return false, err
 		}
-		if len(d.chain.write) > 0 {
+		if len(b.chain.write) > 0 {
 			return false, errors.New("a packet of the guest that is to be written to")
 		}
 		var p packet
-		if d.data, err = readPacket(&p, d.chain.read, d.data); err != nil {
+		if b.data, err = readPacket(&p, b.chain.read, b.data); err != nil {
 			return false, err
 		}
-		d.mux.fromGuest(&p, d.data)
-		r.push(d.chain.head, 0)
+		b.mux.fromGuest(&p, b.data)
+		r.push(b.chain.head, 0)
 	}
 	return true, nil
 }
 
 // toGuest fills what the guest has made room for; it reports whether there is more.
-func (d *device) toGuest() (more bool, err error) {
-	r := &d.rings[rxRing]
+func (b *backend) toGuest() (more bool, err error) {
+	r := &b.rings[rxRing]
 	for range burst {
-		if !d.mux.pending() {
+		if !b.mux.pending() {
 			return false, nil
 		}
-		ok, err := r.pop(d.mem, &d.chain)
+		ok, err := r.pop(b.mem, &b.chain)
 		if !ok || err != nil {
 			return false, err
 		}
-		if len(d.chain.read) > 0 || total(d.chain.write) <= packetLen {
+		if len(b.chain.read) > 0 || total(b.chain.write) <= packetLen {
 			return false, errors.New("a buffer of the guest that does not hold a packet")
 		}
-		n, err := d.mux.toGuest(d.chain.write)
-		if err != nil {
-			return false, err
-		}
+		n := b.mux.toGuest(b.chain.write)
 		if n == 0 {
 			r.unpop()
 			continue
 		}
-		r.push(d.chain.head, uint32(n))
+		r.push(b.chain.head, uint32(n))
 	}
 	return true, nil
 }
 
 // message reads one message of QEMU's and does what it says.
-func (d *device) message() error {
-	m, err := readMessage(d.ctl)
+func (b *backend) message() error {
+	m, err := readMessage(b.ctl)
 	if errors.Is(err, io.EOF) {
 		return errHangup
 	}
@@ -194,7 +193,7 @@ func (d *device) message() error {
 		return fmt.Errorf("read a message of qemu: %w", err)
 	}
 	defer m.closeFDs()
-	answered, err := d.obey(&m)
+	answered, err := b.obey(&m)
 	if err != nil {
 		if errors.Is(err, errHangup) {
 			return err
@@ -202,26 +201,26 @@ func (d *device) message() error {
 		return fmt.Errorf("qemu's request %d: %w", m.request, err)
 	}
 	if !answered && m.flags&flagNeedsAck != 0 {
-		return reply(d.ctl, m, make([]byte, 8))
+		return reply(b.ctl, m, make([]byte, 8))
 	}
 	return nil
 }
 
 // obey does what a message says, and reports whether that has an answer of its own.
-func (d *device) obey(m *message) (answered bool, err error) {
+func (b *backend) obey(m *message) (answered bool, err error) {
 	switch m.request {
 	case reqGetFeatures:
-		return true, reply(d.ctl, *m, binary.NativeEndian.AppendUint64(nil, features))
+		return true, reply(b.ctl, *m, binary.NativeEndian.AppendUint64(nil, features))
 	case reqGetProtocolFeatures:
-		return true, reply(d.ctl, *m, binary.NativeEndian.AppendUint64(nil, protoConfig))
+		return true, reply(b.ctl, *m, binary.NativeEndian.AppendUint64(nil, protoConfig))
 	case reqGetConfig:
-		return true, d.getConfig(m)
+		return true, b.getConfig(m)
 	case reqGetVringBase:
-		return true, d.getVringBase(m)
+		return true, b.getVringBase(m)
 	case reqSetOwner, reqResetOwner:
 		return false, nil
 	case reqSetFeatures:
-		return false, d.setFeatures(m)
+		return false, b.setFeatures(m)
 	case reqSetProtocolFeatures:
 		v, err := m.u64()
 		if err == nil && v&^uint64(protoConfig) != 0 {
@@ -229,16 +228,16 @@ func (d *device) obey(m *message) (answered bool, err error) {
 		}
 		return false, err
 	case reqSetMemTable:
-		return false, d.setMemTable(m)
+		return false, b.setMemTable(m)
 	case reqSetVringKick, reqSetVringCall, reqSetVringErr:
-		return false, d.setVringFD(m)
+		return false, b.setVringFD(m)
 	case reqSetVringNum, reqSetVringBase, reqSetVringEnable, reqSetVringAddr:
-		return false, d.setVring(m)
+		return false, b.setVring(m)
 	}
 	return false, errors.New("it is of a feature that was not offered")
 }
 
-func (d *device) setFeatures(m *message) error {
+func (b *backend) setFeatures(m *message) error {
 	v, err := m.u64()
 	if err != nil {
 		return err
@@ -246,31 +245,30 @@ func (d *device) setFeatures(m *message) error {
 	if v&^uint64(features) != 0 {
 		return fmt.Errorf("features %#x", v)
 	}
-	d.agreed = v
 	if v&featProtocolFeatures == 0 { // then there is nothing to enable a ring with
-		for i := range d.rings {
-			d.rings[i].enabled = true
+		for i := range b.rings {
+			b.rings[i].enabled = true
 		}
 	}
-	return d.settle()
+	return b.settle()
 }
 
 // getConfig answers with the device's configuration, which is the guest's CID.
-func (d *device) getConfig(m *message) error {
+func (b *backend) getConfig(m *message) error {
 	const head = 12 // offset, size, flags
 	if len(m.payload) < head {
 		return fmt.Errorf("a payload of %d bytes", len(m.payload))
 	}
 	offset, size := binary.NativeEndian.Uint32(m.payload), binary.NativeEndian.Uint32(m.payload[4:])
-	config := binary.LittleEndian.AppendUint64(nil, d.cid)
+	config := binary.LittleEndian.AppendUint64(nil, b.cid)
 	if int(size) != len(m.payload)-head || uint64(offset)+uint64(size) > uint64(len(config)) {
 		return fmt.Errorf("%d bytes of the configuration from %d on", size, offset)
 	}
-	return reply(d.ctl, *m, append(m.payload[:head:head], config[offset:offset+size]...))
+	return reply(b.ctl, *m, append(m.payload[:head:head], config[offset:offset+size]...))
 }
 
 // setMemTable replaces the guest's memory.
-func (d *device) setMemTable(m *message) error {
+func (b *backend) setMemTable(m *message) error {
 	table, err := m.memTable()
 	if err != nil {
 		return err
@@ -279,29 +277,29 @@ func (d *device) setMemTable(m *message) error {
 	if err != nil {
 		return err
 	}
-	for i := range d.rings {
-		d.rings[i].stop()
+	for i := range b.rings {
+		b.rings[i].stop()
 	}
-	d.mem.close()
-	d.mem = mem
-	return d.settle()
+	b.mem.close()
+	b.mem = mem
+	return b.settle()
 }
 
-func (d *device) ring(index uint32) (*ring, error) {
+func (b *backend) ring(index uint32) (*ring, error) {
 	if index >= rings {
 		return nil, fmt.Errorf("ring %d", index)
 	}
-	return &d.rings[index], nil
+	return &b.rings[index], nil
 }
 
 // setVring sets a property of a ring.
-func (d *device) setVring(m *message) error {
+func (b *backend) setVring(m *message) error {
 	if m.request == reqSetVringAddr {
 		a, err := m.vringAddr()
 		if err != nil {
 			return err
 		}
-		r, err := d.ring(a.index)
+		r, err := b.ring(a.index)
 		if err != nil {
 			return err
 		}
@@ -310,13 +308,13 @@ func (d *device) setVring(m *message) error {
 		}
 		r.stop()
 		r.addr, r.placed = a, true
-		return d.settle()
+		return b.settle()
 	}
 	index, n, err := m.vringState()
 	if err != nil {
 		return err
 	}
-	r, err := d.ring(index)
+	r, err := b.ring(index)
 	if err != nil {
 		return err
 	}
@@ -332,7 +330,7 @@ func (d *device) setVring(m *message) error {
 		}
 		// Where a ring does not go on where it stood, another driver has taken the device: its streams are none of the old one's.
 		if uint16(n) != r.next {
-			d.mux.reset()
+			b.mux.reset()
 		}
 		r.next = uint16(n)
 	case reqSetVringEnable:
@@ -341,34 +339,34 @@ func (d *device) setVring(m *message) error {
 		}
 		r.enabled = n == 1
 	}
-	return d.settle()
+	return b.settle()
 }
 
 // getVringBase stops a ring and tells where it stands.
-func (d *device) getVringBase(m *message) error {
+func (b *backend) getVringBase(m *message) error {
 	index, _, err := m.vringState()
 	if err != nil {
 		return err
 	}
-	r, err := d.ring(index)
+	r, err := b.ring(index)
 	if err != nil {
 		return err
 	}
-	d.setKick(r, -1)
-	if err := d.settle(); err != nil {
+	b.setKick(r, -1)
+	if err := b.settle(); err != nil {
 		return err
 	}
-	b := binary.NativeEndian.AppendUint32(nil, index)
-	return reply(d.ctl, *m, binary.NativeEndian.AppendUint32(b, uint32(r.next)))
+	state := binary.NativeEndian.AppendUint32(nil, index)
+	return reply(b.ctl, *m, binary.NativeEndian.AppendUint32(state, uint32(r.next)))
 }
 
 // setVringFD takes one of a ring's descriptors.
-func (d *device) setVringFD(m *message) error {
+func (b *backend) setVringFD(m *message) error {
 	v, err := m.u64()
 	if err != nil {
 		return err
 	}
-	r, err := d.ring(uint32(v & vringIndexMask))
+	r, err := b.ring(uint32(v & vringIndexMask))
 	if err != nil {
 		return err
 	}
@@ -383,7 +381,7 @@ func (d *device) setVringFD(m *message) error {
 		if fd < 0 {
 			return errors.New("a ring without a kick, which would have to be looked at all the time")
 		}
-		if err := d.setKick(r, fd); err != nil {
+		if err := b.setKick(r, fd); err != nil {
 			return err
 		}
 	case reqSetVringCall:
@@ -391,7 +389,7 @@ func (d *device) setVringFD(m *message) error {
 	case reqSetVringErr: // nobody is told of errors: the device ends
 		setFD(&fd, -1)
 	}
-	return d.settle()
+	return b.settle()
 }
 
 // setFD replaces a descriptor.
@@ -403,17 +401,17 @@ func setFD(at *int, fd int) {
 }
 
 // setKick replaces the descriptor by which the guest says that there is something in a ring; -1 for none.
-func (d *device) setKick(r *ring, fd int) (err error) {
+func (b *backend) setKick(r *ring, fd int) (err error) {
 	if r.kick >= 0 {
-		d.poll.remove(r.kick, r.kickID)
+		b.poll.remove(r.kick, r.kickID)
 	}
 	setFD(&r.kick, fd)
 	if fd < 0 {
 		return nil
 	}
-	r.kickID, err = d.poll.add(fd, unix.EPOLLIN, func(uint32) error {
-		var b [8]byte
-		if _, err := unix.Read(fd, b[:]); err != nil && err != unix.EAGAIN && err != unix.EINTR {
+	r.kickID, err = b.poll.add(fd, unix.EPOLLIN, func(uint32) error {
+		var n [8]byte
+		if _, err := unix.Read(fd, n[:]); err != nil && err != unix.EAGAIN && err != unix.EINTR {
 			return fmt.Errorf("read a kick: %w", err)
 		}
 		return nil // move looks at the rings in any case
@@ -423,14 +421,14 @@ func (d *device) setKick(r *ring, fd int) (err error) {
 
 // settle starts and stops the rings as they are to be by now. The host's sockets are looked after while both run, as on
 // Firecracker while the driver of the guest is active and the VM is not paused.
-func (d *device) settle() error {
+func (b *backend) settle() error {
 	run := true
-	for i := range d.rings {
-		r := &d.rings[i]
+	for i := range b.rings {
+		r := &b.rings[i]
 		want := r.placed && r.enabled && r.kick >= 0
 		switch {
 		case want && !r.running():
-			if err := r.start(d.mem); err != nil {
+			if err := r.start(b.mem); err != nil {
 				return err
 			}
 		case !want && r.running():
@@ -442,17 +440,17 @@ func (d *device) settle() error {
 		run = run && want
 	}
 	switch {
-	case run && d.muxID == 0:
-		id, err := d.poll.add(d.mux.poll.fd, unix.EPOLLIN, func(uint32) error { return d.mux.poll.wait(0) })
+	case run && b.muxID == 0:
+		id, err := b.poll.add(b.mux.poll.fd, unix.EPOLLIN, func(uint32) error { return b.mux.poll.wait(0) })
 		if err != nil {
 			return err
 		}
-		d.muxID = id
-		d.log.Debug("the device runs")
-	case !run && d.muxID != 0:
-		d.poll.remove(d.mux.poll.fd, d.muxID)
-		d.muxID = 0
-		d.log.Debug("the device stands still")
+		b.muxID = id
+		b.log.Debug("the device runs")
+	case !run && b.muxID != 0:
+		b.poll.remove(b.mux.poll.fd, b.muxID)
+		b.muxID = 0
+		b.log.Debug("the device stands still")
 	}
 	return nil
 }

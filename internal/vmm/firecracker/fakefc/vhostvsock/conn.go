@@ -61,7 +61,7 @@ type conn struct {
 	sent, peerAlloc, peerForwarded uint32
 
 	watching uint32 // events the poller waits for
-	queued   bool   // in muxer.ready
+	queued   bool   // in muxer.turns
 	dirty    bool   // in muxer.dirty
 	gone     bool
 }

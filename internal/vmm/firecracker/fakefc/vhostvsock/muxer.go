@@ -37,14 +37,20 @@ type muxer struct {
 	listener int
 
 	conns  map[key]*conn
-	ready  []*conn // have something for the guest, the longest first
+	turns  []turn  // have something for the guest, the longest first
+	resets int     // how many of them are of no connection
 	dirty  []*conn // the poller may have to wait for something else
-	resets []key   // for connections there are not
 	dying  []*conn // were given a timeout, the first first
 	asking map[uint64]int
 	port   uint32 // the last of the host's
 
 	data [][]byte
+}
+
+// turn is one to say something to the guest.
+type turn struct {
+	conn  *conn // nil for nobody: then the guest is told that there is no connection
+	reset key
 }
 
 // newMuxer binds the host's socket.
@@ -99,7 +105,7 @@ func (m *muxer) reset() {
 	for _, c := range m.conns {
 		m.forget(c)
 	}
-	m.resets, m.dying = nil, nil
+	m.turns, m.resets, m.dying = nil, 0, nil
 }
 
 // accept takes a client of the host.
@@ -223,7 +229,7 @@ func (m *muxer) sweep(now time.Time) {
 func (m *muxer) touch(c *conn) {
 	if c.todo != 0 && !c.queued {
 		c.queued = true
-		m.ready = append(m.ready, c)
+		m.turns = append(m.turns, turn{conn: c})
 	}
 	if !c.dirty {
 		c.dirty = true
@@ -280,24 +286,23 @@ func (m *muxer) watch(c *conn) (err error) {
 }
 
 // full reports whether the guest owes it to fetch answers before it is listened to again.
-func (m *muxer) full() bool { return len(m.resets) >= maxResets }
+func (m *muxer) full() bool { return m.resets >= maxResets }
 
 // pending reports whether there may be something for the guest.
-func (m *muxer) pending() bool { return len(m.resets) > 0 || len(m.ready) > 0 }
+func (m *muxer) pending() bool { return len(m.turns) > 0 }
 
 // toGuest writes the next packet for the guest to room and returns its length; 0 where there is none.
-func (m *muxer) toGuest(room [][]byte) (int, error) {
-	var p packet
-	if len(m.resets) > 0 {
-		k := m.resets[0]
-		m.resets = m.resets[1:]
-		p = packet{srcCID: hostCID, dstCID: m.cid, srcPort: k.host, dstPort: k.guest, kind: typeStream, op: opReset}
-		return m.put(&p, room), nil
-	}
-	for len(m.ready) > 0 {
-		c := m.ready[0]
-		m.ready[0] = nil
-		m.ready = m.ready[1:]
+func (m *muxer) toGuest(room [][]byte) int {
+	for len(m.turns) > 0 {
+		c, k := m.turns[0].conn, m.turns[0].reset
+		m.turns[0] = turn{}
+		m.turns = m.turns[1:]
+		var p packet
+		if c == nil {
+			m.resets--
+			p = packet{srcCID: hostCID, dstCID: m.cid, srcPort: k.host, dstPort: k.guest, kind: typeStream, op: opReset}
+			return put(&p, room)
+		}
 		c.queued = false
 		if c.gone {
 			continue
@@ -314,13 +319,13 @@ func (m *muxer) toGuest(room [][]byte) (int, error) {
 		if p.op == opReset {
 			m.forget(c)
 		}
-		return m.put(&p, room), nil
+		return put(&p, room)
 	}
-	return 0, nil
+	return 0
 }
 
 // put writes the header of a packet whose data are there, and returns the length of both.
-func (m *muxer) put(p *packet, room [][]byte) int {
+func put(p *packet, room [][]byte) int {
 	var header [packetLen]byte
 	p.encode(&header)
 	scatter(room, header[:])
@@ -359,7 +364,8 @@ func (m *muxer) fromGuest(p *packet, data [][]byte) {
 // refuse resets a connection there is not. A reset is not answered.
 func (m *muxer) refuse(k key, o op) {
 	if o != opReset {
-		m.resets = append(m.resets, k)
+		m.resets++
+		m.turns = append(m.turns, turn{reset: k})
 	}
 }
 

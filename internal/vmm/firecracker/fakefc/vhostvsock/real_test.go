@@ -65,7 +65,7 @@ func bootGuest(t *testing.T) *guest {
 	ln := listenUnix(t, filepath.Join(dir, "vhost.sock"))
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	go func() {
-		g.served <- Serve(ctx, ln, Config{CID: 3, UDSPath: filepath.Join(dir, "vsock.sock"), Log: log})
+		g.served <- Serve(context.WithoutCancel(ctx), ln, Config{CID: 3, UDSPath: filepath.Join(dir, "vsock.sock"), Log: log})
 	}()
 	g.startQEMU(t, program, filepath.Join(kernel, "vmlinux"), []vmm.Drive{
 		{ID: wire.DriveBase, Path: image, ReadOnly: true},

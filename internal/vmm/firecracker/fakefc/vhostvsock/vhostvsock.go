@@ -41,21 +41,35 @@ type Config struct {
 	Log *slog.Logger
 }
 
-// Serve binds cfg.UDSPath, accepts one QEMU on ln and is its vsock device until QEMU hangs up (nil), ctx ends (its cause), or
-// QEMU or the guest breaks a rule (what they did). It closes ln.
-func Serve(ctx context.Context, ln *net.UnixListener, cfg Config) error {
-	defer ln.Close()
+// Device is a device whose host side is bound.
+type Device struct {
+	cfg Config
+	mux *muxer
+}
+
+// Bind binds cfg.UDSPath, as Firecracker does when it is told of its vsock device. Clients may connect from then on; nobody
+// answers them before a guest drives the device.
+func Bind(cfg Config) (*Device, error) {
 	if cfg.CID < minCID || cfg.CID >= anyCID {
-		return fmt.Errorf("serve vsock: cid %d is not from %d to %d", cfg.CID, minCID, uint64(anyCID)-1)
+		return nil, fmt.Errorf("bind a vsock: cid %d is not from %d to %d", cfg.CID, minCID, uint64(anyCID)-1)
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	mux, err := newMuxer(cfg)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer mux.close()
+	return &Device{cfg: cfg, mux: mux}, nil
+}
+
+// Close ends a device that Serve was not called on.
+func (d *Device) Close() { d.mux.close() }
+
+// Serve accepts one QEMU on ln and is its vsock device until QEMU hangs up (nil), ctx ends (its cause), or QEMU or the guest
+// breaks a rule (what they did). It closes ln and the device, once.
+func (d *Device) Serve(ctx context.Context, ln *net.UnixListener) error {
+	defer d.mux.close()
 	ctl, err := acceptOne(ctx, ln)
 	if err != nil {
 		return err
@@ -66,12 +80,12 @@ func Serve(ctx context.Context, ln *net.UnixListener, cfg Config) error {
 		return err
 	}
 	defer unstop()
-	d, err := newDevice(cfg, int(ctl.Fd()), stopped, mux)
+	b, err := newBackend(d.cfg, int(ctl.Fd()), stopped, d.mux)
 	if err != nil {
 		return err
 	}
-	defer d.close()
-	switch err := d.run(); {
+	defer b.close()
+	switch err := b.run(); {
 	case errors.Is(err, errHangup):
 		return nil
 	case errors.Is(err, errStopped):
@@ -79,6 +93,16 @@ func Serve(ctx context.Context, ln *net.UnixListener, cfg Config) error {
 	default:
 		return fmt.Errorf("serve vsock: %w", err)
 	}
+}
+
+// Serve is Bind and Device.Serve in one.
+func Serve(ctx context.Context, ln *net.UnixListener, cfg Config) error {
+	d, err := Bind(cfg)
+	if err != nil {
+		ln.Close()
+		return err
+	}
+	return d.Serve(ctx, ln)
 }
 
 // acceptOne waits for a connection and closes ln. The file's descriptor blocks.
