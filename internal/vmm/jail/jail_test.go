@@ -351,10 +351,10 @@ func TestPrepareFails(t *testing.T) {
 			cfg.Files = append(cfg.Files, File{Host: write(t, filepath.Join(dir, "open"), "", 0o600), Name: "x"})
 		}, `/open" into the jail: its mode 0600 keeps the jail's user from reading it`},
 		"another version": {func(t *testing.T, _ *Config) { t.Setenv(fakejailer.VersionVar, "1.16.1") }, "is of version v1.17.0, "},
-		"no version":      {func(t *testing.T, cfg *Config) {
+		"no version": {func(t *testing.T, cfg *Config) {
 			cfg.Jailer = write(t, filepath.Join(t.TempDir(), "jailer"), "#!/bin/sh\necho none\n", 0o700)
 		}, `/jailer says "none" for a version`},
-		"no jailer":       {func(_ *testing.T, cfg *Config) { cfg.Jailer = "/no/such/jailer" }, "jail firecracker: stat /no/such/jailer: no such file or directory"},
+		"no jailer": {func(_ *testing.T, cfg *Config) { cfg.Jailer = "/no/such/jailer" }, "jail firecracker: stat /no/such/jailer: no such file or directory"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := newConfig(t)
