@@ -26,7 +26,7 @@ const (
 )
 
 // handle answers a request of the API, after the knobs had their say.
-func (f *firecracker) handle(r request) (status int, body []byte) {
+func (f *fake) handle(r request) (status int, body []byte) {
 	f.note(r.method+" "+r.path, r.body)
 	text := ""
 	if r.hasBody {
@@ -57,7 +57,7 @@ func (f *firecracker) handle(r request) (status int, body []byte) {
 }
 
 // lied is the answer, unless a knob has one.
-func (f *firecracker) lied(moment string, r request) (any, error) {
+func (f *fake) lied(moment string, r request) (any, error) {
 	if err := f.spec.check(r.method, r.path, r.body); err != nil {
 		return nil, err
 	}
@@ -73,7 +73,7 @@ func (f *firecracker) lied(moment string, r request) (any, error) {
 }
 
 // note writes a line to RequestsFile.
-func (f *firecracker) note(head string, body []byte) {
+func (f *fake) note(head string, body []byte) {
 	line := head
 	if len(body) > 0 {
 		var v any
@@ -96,7 +96,7 @@ func (f *firecracker) note(head string, body []byte) {
 }
 
 // answer parses a request and does what it asks for (src/firecracker/src/api_server/parsed_request.rs).
-func (f *firecracker) answer(r request) (any, error) {
+func (f *fake) answer(r request) (any, error) {
 	path := strings.Split(strings.TrimSuffix(strings.TrimPrefix(r.path, "/"), "/"), "/")
 	if r.method == "GET" && r.hasBody {
 		return nil, faultf("GET request cannot have a body.")
@@ -118,7 +118,7 @@ func unknown(method, head string) error {
 	return faultf("Invalid request method and/or path: %s %s.", method, head)
 }
 
-func (f *firecracker) get(head string, rest []string) (any, error) {
+func (f *fake) get(head string, rest []string) (any, error) {
 	switch head + " " + strings.Join(rest, "/") {
 	case " ":
 		return map[string]string{"id": f.opt.id, "state": f.state, "vmm_version": f.knobs.Version, "app_name": "Firecracker"}, nil
@@ -146,7 +146,7 @@ func body[T any](text []byte) (v T, err error) {
 }
 
 // preBoot reads a body and sets what it is, where that is still possible.
-func preBoot[T any](f *firecracker, text []byte, words string, set func(T) error) error {
+func preBoot[T any](f *fake, text []byte, words string, set func(T) error) error {
 	v, err := body[T](text)
 	if err != nil {
 		return err
@@ -168,7 +168,7 @@ func idOf(rest []string) (string, error) {
 	return rest[0], checkResourceID(rest[0])
 }
 
-func (f *firecracker) put(head string, rest []string, text []byte) error {
+func (f *fake) put(head string, rest []string, text []byte) error {
 	switch head {
 	case "boot-source":
 		return preBoot(f, text, "Boot source error", f.res.setBootSource)
@@ -204,7 +204,7 @@ func (f *firecracker) put(head string, rest []string, text []byte) error {
 	return unknown("PUT", head)
 }
 
-func (f *firecracker) putDrive(rest []string, text []byte) error {
+func (f *fake) putDrive(rest []string, text []byte) error {
 	id, err := idOf(rest)
 	if err != nil {
 		return err
@@ -224,7 +224,7 @@ type action struct {
 	Type string `json:"action_type" fc:"required" enum:"FlushMetrics|InstanceStart|SendCtrlAltDel"`
 }
 
-func (f *firecracker) putAction(text []byte) error {
+func (f *fake) putAction(text []byte) error {
 	a, err := body[action](text)
 	if err != nil {
 		return err
@@ -261,7 +261,7 @@ type balloonPatch struct {
 	AmountMiB uint32 `json:"amount_mib" fc:"required"`
 }
 
-func (f *firecracker) patch(head string, rest []string, text []byte) error {
+func (f *fake) patch(head string, rest []string, text []byte) error {
 	switch head {
 	case "vm":
 		v, err := body[vmState](text)
@@ -284,7 +284,7 @@ func (f *firecracker) patch(head string, rest []string, text []byte) error {
 }
 
 // setState pauses or resumes; both as often as one likes.
-func (f *firecracker) setState(to string) error {
+func (f *fake) setState(to string) error {
 	if f.state == stateNotStarted {
 		return errPreBoot
 	}
@@ -302,7 +302,7 @@ func (f *firecracker) setState(to string) error {
 	return nil
 }
 
-func (f *firecracker) patchDrive(rest []string, text []byte) error {
+func (f *fake) patchDrive(rest []string, text []byte) error {
 	id, err := idOf(rest)
 	if err != nil {
 		return err
@@ -339,7 +339,7 @@ func (f *firecracker) patchDrive(rest []string, text []byte) error {
 	return faultf("Drive config error: Unable to patch the block device: Device not found. Please verify the request arguments.")
 }
 
-func (f *firecracker) patchBalloon(text []byte) error {
+func (f *fake) patchBalloon(text []byte) error {
 	p, err := body[balloonPatch](text)
 	switch {
 	case err != nil:

@@ -25,15 +25,12 @@ var flags = map[string]bool{
 	"--http-api-max-payload-size": true, "--mmds-size-limit": true, "--enable-pci": false, "--help": false,
 }
 
-// argError is an error of the command line: what Firecracker says, and its variant, which it shows as Rust does.
-type argError struct{ text, variant string }
-
-func (e *argError) Error() string {
-	return "Arguments parsing error: " + e.text + "\n\nFor more information try --help."
-}
-
+// badArg is an error of the command line.
 func badArg(variant, arg, format string, args ...any) error {
-	return &argError{fmt.Sprintf(format, args...), fmt.Sprintf("ParseArguments(%s(%q))", variant, arg)}
+	return &mainError{
+		"Arguments parsing error: " + fmt.Sprintf(format, args...) + "\n\nFor more information try --help.",
+		fmt.Sprintf("ParseArguments(%s(%q))", variant, arg),
+	}
 }
 
 func parseArgs(args []string) (options, error) {

@@ -6,6 +6,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // The bodies of requests, and with the same names the sections of a configuration file (src/vmm/src/vmm_config).
@@ -269,7 +271,7 @@ func (r *resources) setMetrics(m metricsConfig) error {
 	if err != nil {
 		return faultf("Cannot initialize the metrics system due to bad user input: %s", osError(err))
 	}
-	if err := closeFD(fd); err != nil {
+	if err := unix.Close(fd); err != nil {
 		return err
 	}
 	r.Metrics = &m
@@ -281,7 +283,7 @@ type section struct {
 	// request is the one that the section stands for.
 	request string
 	words   string
-	body    any
+	variant string
 	set     func() error
 }
 
@@ -293,16 +295,16 @@ func (r *resources) sections(c config) []section {
 			out = append(out, s)
 		}
 	}
-	add(c.Logger != nil, section{"PUT /logger", "Logger error", c.Logger, func() error { return r.setLogger(*c.Logger) }})
-	add(c.Metrics != nil, section{"PUT /metrics", "Metrics error", c.Metrics, func() error { return r.setMetrics(*c.Metrics) }})
-	add(c.MachineConfig != nil, section{"PUT /machine-config", "VM config error", c.MachineConfig, func() error { return r.setMachine(*c.MachineConfig) }})
-	add(c.BootSource != nil, section{"PUT /boot-source", "Boot source error", c.BootSource, func() error { return r.setBootSource(*c.BootSource) }})
+	add(c.Logger != nil, section{"PUT /logger", "Logger error", "Logger", func() error { return r.setLogger(*c.Logger) }})
+	add(c.Metrics != nil, section{"PUT /metrics", "Metrics error", "Metrics", func() error { return r.setMetrics(*c.Metrics) }})
+	add(c.MachineConfig != nil, section{"PUT /machine-config", "VM config error", "VmConfig", func() error { return r.setMachine(*c.MachineConfig) }})
+	add(c.BootSource != nil, section{"PUT /boot-source", "Boot source error", "BootSource", func() error { return r.setBootSource(*c.BootSource) }})
 	for _, d := range c.Drives {
-		add(true, section{"PUT /drives/" + d.ID, "Block device error", d, func() error { return r.setDrive(d) }})
+		add(true, section{"PUT /drives/" + d.ID, "Block device error", "BlockDevice", func() error { return r.setDrive(d) }})
 	}
-	add(c.Vsock != nil, section{"PUT /vsock", "Vsock device error", c.Vsock, func() error { return r.setVsock(*c.Vsock) }})
-	add(c.Balloon != nil, section{"PUT /balloon", "Balloon device error", c.Balloon, func() error { return r.setBalloon(*c.Balloon) }})
-	add(c.Entropy != nil, section{"PUT /entropy", "Entropy device error", c.Entropy, func() error { return r.setEntropy(*c.Entropy) }})
+	add(c.Vsock != nil, section{"PUT /vsock", "Vsock device error", "VsockDevice", func() error { return r.setVsock(*c.Vsock) }})
+	add(c.Balloon != nil, section{"PUT /balloon", "Balloon device error", "BalloonDevice", func() error { return r.setBalloon(*c.Balloon) }})
+	add(c.Entropy != nil, section{"PUT /entropy", "Entropy device error", "EntropyDevice", func() error { return r.setEntropy(*c.Entropy) }})
 	return out
 }
 
@@ -329,7 +331,7 @@ func (r *resources) load(text []byte, spec *spec) (err error, debug string) {
 			err = s.set()
 		}
 		if err != nil {
-			return faultf("%s: %w", s.words, err), fmt.Sprintf("ParseFromJson(%s(%q))", strings.ReplaceAll(s.words, " ", ""), err.Error())
+			return faultf("%s: %w", s.words, err), fmt.Sprintf("ParseFromJson(%s(%q))", s.variant, err.Error())
 		}
 	}
 	return nil, ""

@@ -70,7 +70,9 @@ func Main(args []string) int {
 	}
 	level, ok := levels[strings.ToLower(opt.level)]
 	if !ok {
-		return startFailed(log, exitBadConfig, &argError{variant: fmt.Sprintf("InvalidLogLevel(InvalidLogLevel(%q))", opt.level)})
+		return startFailed(log, exitBadConfig, &mainError{
+			"Failed to set log level: " + opt.level, fmt.Sprintf("InvalidLogLevel(InvalidLogLevel(%q))", opt.level),
+		})
 	}
 	log.id, log.level, log.showLevel = opt.id, level, opt.showLevel
 	if opt.logPath != "" {
@@ -90,17 +92,22 @@ func Main(args []string) int {
 		fmt.Fprintln(os.Stderr, "fakefc:", err)
 		return exitError
 	}
-	f := &firecracker{opt: opt, knobs: knobs, log: log, spec: newSpec(knobs.Spec), state: stateNotStarted, end: make(chan int, 1)}
+	f := &fake{opt: opt, knobs: knobs, log: log, spec: newSpec(knobs.Spec), state: stateNotStarted, end: make(chan int, 1)}
 	f.res = newResources(log)
 	f.res.bind, f.res.unbind = f.bind, f.unbind
 	return f.run()
 }
 
+// mainError is an error of main.rs: what it says of itself, and how Rust shows it.
+type mainError struct{ text, debug string }
+
+func (e *mainError) Error() string { return e.text }
+
 // startFailed tells of an error as main.rs does.
 func startFailed(log *logger, status int, err error) int {
 	debug := fmt.Sprintf("%q", err.Error())
-	if a, ok := errors.AsType[*argError](err); ok {
-		debug = a.variant
+	if m, ok := errors.AsType[*mainError](err); ok {
+		debug = m.debug
 	}
 	log.errorf("%s", err)
 	fmt.Fprintf(os.Stderr, "Error: %s\n", debug)
@@ -143,8 +150,8 @@ func dieBySignal(sig unix.Signal) {
 	select {}
 }
 
-// firecracker is the process. What is not set at its start is used by one request at a time.
-type firecracker struct {
+// fake is the process. What is not set at its start is used by one request at a time.
+type fake struct {
 	opt    options
 	knobs  Knobs
 	log    *logger
@@ -162,7 +169,7 @@ type firecracker struct {
 }
 
 // run is main.rs after its options, in its order.
-func (f *firecracker) run() int {
+func (f *fake) run() int {
 	f.gate = newGate()
 	f.log.infof("Running Firecracker v%s", f.knobs.Version)
 	signals := make(chan os.Signal, 8)
@@ -180,8 +187,10 @@ func (f *firecracker) run() int {
 	if !f.opt.noAPI {
 		ln, err := listen(f.opt.apiSock)
 		if err != nil {
-			f.log.errorf("Failed to open the API socket at: %s. Check that it is not already used.", f.opt.apiSock)
-			return startFailed(f.log, exitError, &argError{text: "", variant: fmt.Sprintf("RunWithApi(FailedToBindSocket(%q))", f.opt.apiSock)})
+			return startFailed(f.log, exitError, &mainError{
+				"RunWithApiError error: Failed to open the API socket at: " + f.opt.apiSock + ". Check that it is not already used.",
+				fmt.Sprintf("RunWithApi(FailedToBindSocket(%q))", f.opt.apiSock),
+			})
 		}
 		f.log.infof("Listening on API socket (%q).", f.opt.apiSock)
 		f.serve(ln)
@@ -198,7 +207,7 @@ func (f *firecracker) run() int {
 }
 
 // serve starts the API. It answers when its lock is released.
-func (f *firecracker) serve(ln *net.UnixListener) {
+func (f *fake) serve(ln *net.UnixListener) {
 	f.server = &server{handle: f.handle, maxPayload: f.opt.maxPayload, answered: func() {
 		if f.dieAfterAnswer != 0 {
 			f.finish(f.dieAfterAnswer)
@@ -210,7 +219,7 @@ func (f *firecracker) serve(ln *net.UnixListener) {
 }
 
 // buildFromFile is the boot by a configuration file.
-func (f *firecracker) buildFromFile(text []byte) (status int) {
+func (f *fake) buildFromFile(text []byte) (status int) {
 	f.note("CONFIG "+f.opt.configFile, text)
 	err, debug := f.res.load(text, f.spec)
 	if err != nil {
@@ -222,15 +231,16 @@ func (f *firecracker) buildFromFile(text []byte) (status int) {
 	if err == nil {
 		return exitOK
 	}
-	f.log.errorf("RunWithApiError error: Failed to build MicroVM from Json: %s", err)
 	if f.guest != nil {
 		f.guest.close()
 	}
-	return startFailed(f.log, exitError, &argError{text: "", variant: "RunWithApi(BuildFromJson(" + debug + "))"})
+	return startFailed(f.log, exitError, &mainError{
+		"RunWithApiError error: Failed to build MicroVM from Json: " + err.Error(), "RunWithApi(BuildFromJson(" + debug + "))",
+	})
 }
 
 // wait is the life of the process.
-func (f *firecracker) wait(signals <-chan os.Signal) int {
+func (f *fake) wait(signals <-chan os.Signal) int {
 	for {
 		select {
 		case status := <-f.end:
@@ -260,7 +270,7 @@ func (f *firecracker) wait(signals <-chan os.Signal) int {
 	}
 }
 
-func (f *firecracker) closeGuest() {
+func (f *fake) closeGuest() {
 	if f.server != nil {
 		f.server.one.Lock() // what is being asked for has its answer, or never gets one
 	}
@@ -270,7 +280,7 @@ func (f *firecracker) closeGuest() {
 }
 
 // finish ends the process with a status; the first one counts.
-func (f *firecracker) finish(status int) {
+func (f *fake) finish(status int) {
 	select {
 	case f.end <- status:
 	default:
@@ -278,7 +288,7 @@ func (f *firecracker) finish(status int) {
 }
 
 // moment is where the knobs have their way.
-func (f *firecracker) moment(now string) {
+func (f *fake) moment(now string) {
 	for _, knob := range f.knobs.HangAt {
 		if is(knob, now) {
 			select {}
@@ -298,14 +308,14 @@ func (f *firecracker) moment(now string) {
 }
 
 // abandon takes the guest's processes along.
-func (f *firecracker) abandon() {
+func (f *fake) abandon() {
 	if f.guest != nil {
 		f.guest.close()
 	}
 }
 
 // bind makes the socket of the vsock device.
-func (f *firecracker) bind(path string) error {
+func (f *fake) bind(path string) error {
 	if f.knobs.Backend == BackendQEMU {
 		return f.bindQEMU(path)
 	}
@@ -317,7 +327,7 @@ func (f *firecracker) bind(path string) error {
 	return nil
 }
 
-func (f *firecracker) unbind() {
+func (f *fake) unbind() {
 	if f.dev != nil {
 		f.dev.close()
 		f.dev = nil
@@ -325,7 +335,7 @@ func (f *firecracker) unbind() {
 }
 
 // build makes the VM of the resources and lets it run.
-func (f *firecracker) build() error {
+func (f *fake) build() error {
 	f.moment(MomentBoot)
 	if f.res.BootSource == nil {
 		return faultf("Cannot start microvm without kernel configuration.")
@@ -348,7 +358,7 @@ func (f *firecracker) build() error {
 }
 
 // start runs a guest from a state.
-func (f *firecracker) start(state guestState, boots int) error {
+func (f *fake) start(state guestState, boots int) error {
 	args := defaultArgs
 	if b := f.res.BootSource; b != nil && b.BootArgs != nil {
 		args = *b.BootArgs
@@ -365,7 +375,7 @@ func (f *firecracker) start(state guestState, boots int) error {
 }
 
 // resumeGuest runs the guest of a snapshot, or leaves it paused.
-func (f *firecracker) resumeGuest(state guestState, run bool) error {
+func (f *fake) resumeGuest(state guestState, run bool) error {
 	boots, err := countBoot()
 	if err != nil {
 		return err

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -16,8 +15,10 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 	"git.thaloco.com/thaloco/banger/internal/initramfs"
 	"git.thaloco.com/thaloco/banger/internal/vmm/fakeguest"
-	"git.thaloco.com/thaloco/banger/internal/vmm/frames"
 )
+
+// redialEvery is how long a guest whose call was lost waits before it calls again.
+const redialEvery = 50 * time.Millisecond
 
 // guest is what the fake runs in place of a VM.
 type guest interface {
@@ -321,32 +322,19 @@ func (m *machine) carry(n wire.Network) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
 	m.mu.Lock()
-	hello := wire.NetHello{Version: wire.Version, Token: m.call.Token}
+	token := m.call.Token
 	m.mu.Unlock()
-	if err := wire.WriteLine(conn, hello); err != nil {
-		return err
-	}
-	var reply wire.CallReply
-	if err := wire.NewLineReader(conn).Read(&reply); err != nil {
-		return err
-	}
-	if reply.Type != wire.ReplyWelcome || reply.Token != "" {
-		return fmt.Errorf("the host answered %+v", reply)
-	}
-	eth0, tap, err := frames.Pair()
-	if err != nil {
-		return err
-	}
-	link, err := frames.NewLink(eth0, nil)
-	if err != nil {
-		return errors.Join(err, tap.Close())
-	}
-	defer link.Close()
-	defer tap.Close()
-	go func() { _ = fakeguest.ServeNetwork(link, n) }()
-	return frames.Carry(context.Background(), net.Conn(conn), tap)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		select {
+		case <-m.over:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return fakeguest.CarryNetwork(ctx, conn, token, n)
 }
 
 // verb does what a program of the guest asked for.

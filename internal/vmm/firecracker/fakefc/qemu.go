@@ -2,5 +2,5 @@ package fakefc
 
 import "errors"
 
-func (f *firecracker) bindQEMU(string) error { return errors.ErrUnsupported }
-func (f *firecracker) buildQEMU() error      { return errors.ErrUnsupported }
+func (f *fake) bindQEMU(string) error { return errors.ErrUnsupported }
+func (f *fake) buildQEMU() error      { return errors.ErrUnsupported }

@@ -48,7 +48,7 @@ type snapshot struct {
 	Guest   guestState `json:"guest"`
 }
 
-func (f *firecracker) createSnapshot(text []byte) error {
+func (f *fake) createSnapshot(text []byte) error {
 	c, err := body[snapshotCreate](text)
 	switch {
 	case err != nil:
@@ -85,7 +85,7 @@ func (f *firecracker) createSnapshot(text []byte) error {
 }
 
 // loadSnapshot starts the VM of a snapshot. What goes wrong with the snapshot itself is the end of the process.
-func (f *firecracker) loadSnapshot(text []byte) error {
+func (f *fake) loadSnapshot(text []byte) error {
 	l, err := body[snapshotLoad](text)
 	if err != nil {
 		return err
@@ -112,7 +112,7 @@ func (f *firecracker) loadSnapshot(text []byte) error {
 	return nil
 }
 
-func (f *firecracker) restore(l snapshotLoad) error {
+func (f *fake) restore(l snapshotLoad) error {
 	if len(l.NetworkOverrides) > 0 {
 		return faultf("Failed to restore from snapshot: Failed to load guest memory: Unknown Network Device.")
 	}

@@ -3,6 +3,7 @@ package fakefc
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -101,7 +102,10 @@ func (s *spec) check(method, path string, body []byte) error {
 	if err == nil {
 		return nil
 	}
-	text := strings.ReplaceAll(err.Error(), "\n", " ")
+	text := err.Error()
+	if s, ok := errors.AsType[*openapi3.SchemaError](err); ok {
+		text = "/" + strings.Join(s.JSONPointer(), "/") + ": " + s.Reason
+	}
 	violation("%s %s: %s", method, path, text)
 	return faultf("spec: %s", text)
 }

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,6 +44,7 @@ func (g *gate) wait() {
 	<-open
 }
 
+// isOpen is called with mu held.
 func (g *gate) isOpen() bool {
 	select {
 	case <-g.open:
@@ -177,9 +177,7 @@ func (d *device) readConnect(host *net.UnixConn) (port uint32, err error) {
 	var line []byte
 	var lerr error
 	err = raw.Read(func(fd uintptr) bool {
-		if !d.gate.isOpen() { // the thread is not there to read
-			d.gate.wait()
-		}
+		d.gate.wait() // the thread is not there to read while it is closed
 		line, lerr = connectLine(int(fd))
 		return len(line) > 0 || !errors.Is(lerr, unix.EAGAIN)
 	})
@@ -268,6 +266,7 @@ func (d *device) reset() {
 		s.reset = true
 		s.mu.Unlock()
 		s.mux.Close()
+		s.over()
 	}
 }
 
@@ -276,12 +275,15 @@ type stream struct {
 	dev  *device
 	host *net.UnixConn
 	mux  *net.UnixConn // the other end of the guest's
-	gone chan struct{} // closed when the guest was told of the end of the host's
+	gone chan struct{} // closed by over, when the guest knows that it has lost the host
+	once sync.Once
 
 	mu      sync.Mutex // guards what follows
 	dropped bool       // the host's end has ended: what comes from the guest is thrown away
 	reset   bool       // the guest's end was taken away by a snapshot
 }
+
+func (s *stream) over() { s.once.Do(func() { close(s.gone) }) }
 
 func (s *stream) run() {
 	go s.toGuest()
@@ -296,7 +298,7 @@ func (s *stream) isReset() bool {
 
 // toGuest carries the host's bytes. The end of those, be it of one direction or of both, is the end of the stream.
 func (s *stream) toGuest() {
-	defer close(s.gone)
+	defer s.over()
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := s.host.Read(buf)
@@ -381,9 +383,3 @@ func pair() (a, b *net.UnixConn, err error) {
 	}
 	return conns[0], conns[1], nil
 }
-
-// closeFD closes a descriptor.
-func closeFD(fd int) error { return unix.Close(fd) }
-
-// redialEvery is how often a guest calls again whose call was lost.
-const redialEvery = 50 * time.Millisecond
