@@ -133,3 +133,56 @@ func TestStartCancelledDoesNotFallBack(t *testing.T) {
 		t.Errorf("err = %v, remembered %q", err, w.supplies.engineFailures)
 	}
 }
+
+// TestCrashBeforeTheAgentFallsBack: a VMM that comes up and fails before anything of the guest but banger's own ran is one that ended
+// at its start; any other end is the guest's affair, or somebody's.
+func TestCrashBeforeTheAgentFallsBack(t *testing.T) {
+	end := func(cause vmm.EndCause, detail string) *vmm.End { return &vmm.End{Cause: cause, Detail: detail} }
+	for name, tt := range map[string]struct {
+		crash vmm.Status
+		falls bool
+	}{
+		"before the agent":     {vmm.Status{End: end(vmm.EndCrashed, "exit status 1"), Boots: 1}, true},
+		"after the agent":      {vmm.Status{End: end(vmm.EndCrashed, "exit status 1"), Boots: 1, Agent: "v1"}, false},
+		"at the second boot":   {vmm.Status{End: end(vmm.EndCrashed, "exit status 1"), Boots: 2}, false},
+		"killed":               {vmm.Status{End: end(vmm.EndCrashed, "firecracker was ended by signal killed"), Boots: 1}, false},
+		"a panic":              {vmm.Status{End: end(vmm.EndUnexpected, ""), Boots: 1}, false},
+		"the agent is not one": {vmm.Status{End: end(vmm.EndBadAgent, ""), Boots: 1}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.supplies.engines, w.engine.crashes = chain(), map[string]vmm.Status{"firecracker/kvm": tt.crash}
+			// What the daemon remembers makes the next start choose the next engine.
+			w.supplies.failed = func() { w.supplies.engines = chain()[1:] }
+			rep := newNotes()
+			vm, err := w.svc.Create(t.Context(), api.CreateVM{Name: "a", Start: true, RemoveOnExit: true}, rep)
+			if !tt.falls {
+				if api.KindOf(err) != api.KindGuest || len(w.supplies.engineFailures) != 0 || len(rep.lines) != 0 || w.engine.starts != 1 {
+					t.Errorf("err = %v, remembered %q, notes %q", err, w.supplies.engineFailures, rep.lines)
+				}
+				return
+			}
+			if err != nil || vm.State != api.StateRunning || vm.Engine != "qemu" || vm.Accel != "kvm" || w.engine.starts != 2 || w.engine.running() != 1 {
+				t.Errorf("it runs as %+v, %v", vm, err)
+			}
+			if diff := cmp.Diff([]string{"QEMU 7.2 with KVM runs the VM: it died"}, rep.lines); diff != "" {
+				t.Error(diff)
+			}
+			if len(w.supplies.engineFailures) != 1 || !strings.Contains(w.supplies.engineFailures[0], "exit status 1") {
+				t.Errorf("remembered: %q", w.supplies.engineFailures)
+			}
+		})
+	}
+	t.Run("all of them", func(t *testing.T) {
+		w := newWorld(t)
+		crash := vmm.Status{End: end(vmm.EndCrashed, "exit status 1"), Boots: 1}
+		w.supplies.engines = chain()
+		w.engine.crashes = map[string]vmm.Status{"firecracker/kvm": crash, "qemu/kvm": crash, "qemu/tcg": crash}
+		w.supplies.failed = func() { w.supplies.engines = w.supplies.engines[1:] }
+		_, err := w.svc.Create(t.Context(), api.CreateVM{Name: "a", Start: true}, progress.Discard)
+		if e := api.AsError(err); e.Kind != api.KindGuest || !strings.Contains(e.Hint, "vm logs") || w.engine.starts != 3 {
+			t.Errorf("err = %v after %d starts", err, w.engine.starts)
+		}
+		w.state("a", api.StateFailed)
+	})
+}

@@ -39,7 +39,9 @@ type fakeEngine struct {
 	startErr  error
 	startErrs map[string]error
 	specs     []vmm.Spec // of all starts
-	hold      bool
+	// crashes are how VMMs end that come up, by engine and acceleration, before their guests are anywhere.
+	crashes map[string]vmm.Status
+	hold    bool
 	// attachErr is what Attach fails with.
 	attachErr error
 	// linkErr is what OpenLink fails with: the first linkFails times, or ever where that is 0.
@@ -80,7 +82,11 @@ func (e *fakeEngine) Start(ctx context.Context, dir string, spec vmm.Spec) (vmm.
 		e.machines = map[string]*fakeMachine{}
 	}
 	e.machines[dir] = m
-	if !e.hold {
+	if crash, ok := e.crashes[spec.Engine+"/"+spec.Accel]; ok {
+		m.update(func(st *vmm.Status) {
+			st.Phase, st.End, st.Agent, st.Boots = vmm.PhaseEnded, crash.End, crash.Agent, crash.Boots
+		})
+	} else if !e.hold {
 		m.update(func(st *vmm.Status) { st.Mark = api.MarkFull })
 	}
 	return m, nil
@@ -238,6 +244,7 @@ type fakeSupplies struct {
 	engines []probe.Decision
 	// engineFailures are those that did.
 	engineFailures []string
+	failed         func() // told of each; nil for nothing
 }
 
 func (f *fakeSupplies) fail(step string) error {
@@ -289,7 +296,11 @@ func (f *fakeSupplies) EngineFailed(_ context.Context, d probe.Decision, cause e
 	f.engineFailures = append(f.engineFailures, d.Engine+"/"+d.Accel+": "+cause.Error())
 	for i, e := range f.engines[:max(0, len(f.engines)-1)] {
 		if e.Engine == d.Engine && e.Accel == d.Accel {
-			return f.engines[i+1], true
+			next := f.engines[i+1]
+			if f.failed != nil {
+				f.failed()
+			}
+			return next, true
 		}
 	}
 	return probe.Decision{}, false

@@ -53,40 +53,55 @@ func (s *Service) start(ctx context.Context, id string, want api.Mark, rep progr
 	if l := s.running(id); l != nil {
 		return s.await(ctx, id, l, want, rep)
 	}
-	l, err := s.launch(ctx, id, rep)
-	if err != nil {
-		return err
-	}
-	if err := s.await(ctx, id, l, want, rep); err != nil {
-		if ctx.Err() != nil {
-			err = errors.Join(err, s.killLive(context.WithoutCancel(ctx), id))
+	for {
+		l, eng, err := s.launch(ctx, id, rep)
+		if err != nil {
+			return err
 		}
-		return err
+		err = s.await(ctx, id, l, want, rep)
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return errors.Join(err, s.killLive(context.WithoutCancel(ctx), id))
+		case eng.Engine == "" || !diedAtStart(ctx, err):
+			return err
+		}
+		instead, ok := s.cfg.Supplies.EngineFailed(ctx, eng, err)
+		if !ok {
+			return err
+		}
+		s.fallBack(id, eng, instead, err, rep)
 	}
-	return nil
 }
 
-// launch has the engine start the VM, and returns it with its watcher running.
-func (s *Service) launch(ctx context.Context, id string, rep progress.Reporter) (*live, error) {
+// fallBack says that another engine is tried.
+func (s *Service) fallBack(id string, from, to probe.Decision, cause error, rep progress.Reporter) {
+	s.cfg.Log.Warn("the vmm ended at its start", "id", id, "engine", from.Engine, "accel", from.Accel, "instead", to.Title(), "err", cause)
+	rep.Note(to.Title() + " runs the VM: " + to.Reason)
+}
+
+// launch has an engine start the VM, and returns both with the VM's watcher running; no engine where it ran already.
+func (s *Service) launch(ctx context.Context, id string, rep progress.Reporter) (_ *live, eng probe.Decision, err error) {
 	unlock, err := s.lock(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, eng, err
 	}
 	defer unlock()
 	if l := s.running(id); l != nil {
-		return l, nil
+		return l, eng, nil
 	}
 	rec, err := s.cfg.Records.VM(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, eng, err
 	}
 	if _, err := next(rec.State, evStart); err != nil {
-		return nil, api.Errorf(api.KindConflict, "start vm %q: %w", rec.Name, err)
+		return nil, eng, api.Errorf(api.KindConflict, "start vm %q: %w", rec.Name, err)
 	}
 	asked := rec.CPUs
 	spec, eng, err := s.spec(ctx, rec, rep)
 	if err != nil {
-		return nil, fmt.Errorf("start vm %q: %w", rec.Name, err)
+		return nil, eng, fmt.Errorf("start vm %q: %w", rec.Name, err)
 	}
 	if w := s.cfg.Network.Warning(); w != "" {
 		s.cfg.Log.Warn("network", "warning", w)
@@ -94,26 +109,26 @@ func (s *Service) launch(ctx context.Context, id string, rep progress.Reporter) 
 	}
 	rep.Step("boot " + rec.Name)
 	if err := s.recordSpec(ctx, spec); err != nil {
-		return nil, err
+		return nil, eng, err
 	}
 	if rec, err = s.move(ctx, id, evStart, ""); err != nil {
-		return nil, err
+		return nil, eng, err
 	}
-	machine, err := s.boot(ctx, rec, attempt{spec, eng, asked}, rep)
+	machine, eng, err := s.boot(ctx, rec, attempt{spec, eng, asked}, rep)
 	if err != nil {
-		return nil, s.notStarted(ctx, rec, err)
+		return nil, eng, s.notStarted(ctx, rec, err)
 	}
-	return s.watch(rec, machine), nil
+	return s.watch(rec, machine), eng, nil
 }
 
-// diedAtStart tells whether a start failed with a VMM that ended at once, for another reason than the room there is on the host:
-// then another engine may do better.
+// diedAtStart tells whether a start failed with a VMM that ended at once, for another reason than the room there is on the host, or
+// somebody who killed it: then another engine may do better.
 func diedAtStart(ctx context.Context, err error) bool {
 	if err == nil || ctx.Err() != nil || !errors.Is(err, vmm.ErrStart) || isDiskFull(err) {
 		return false
 	}
 	// What the VMM itself said of it has crossed two processes as text.
-	for _, words := range []string{"No space left on device", "Cannot allocate memory"} {
+	for _, words := range []string{"No space left on device", "Cannot allocate memory", "signal killed"} {
 		if strings.Contains(err.Error(), words) {
 			return false
 		}
@@ -129,27 +144,27 @@ type attempt struct {
 	cpus int
 }
 
-// boot has the engine start a VM, and another engine where the VMM ends at its start and the choice is banger's.
-func (s *Service) boot(ctx context.Context, rec store.VM, a attempt, rep progress.Reporter) (vmm.Machine, error) {
+// boot has the engine start a VM, and another engine where the VMM ends at its start and the choice is banger's; it returns the one
+// that did.
+func (s *Service) boot(ctx context.Context, rec store.VM, a attempt, rep progress.Reporter) (vmm.Machine, probe.Decision, error) {
 	for {
 		machine, err := s.cfg.Engine.Start(ctx, s.cfg.Paths.VM(rec.ID), a.spec)
 		if err == nil {
 			s.cfg.Log.Info("vm started", "vm", rec.Name, "id", rec.ID, "engine", a.spec.Engine, "accel", a.spec.Accel)
-			return machine, nil
+			return machine, a.eng, nil
 		}
 		if !diedAtStart(ctx, err) {
-			return nil, err
+			return nil, a.eng, err
 		}
 		instead, ok := s.cfg.Supplies.EngineFailed(ctx, a.eng, err)
 		if !ok {
-			return nil, err
+			return nil, a.eng, err
 		}
-		s.cfg.Log.Warn("the vmm ended at its start", "vm", rec.Name, "engine", a.eng.Engine, "accel", a.eng.Accel, "instead", instead.Title(), "err", err)
-		rep.Note(instead.Title() + " runs the VM: " + instead.Reason)
+		s.fallBack(rec.ID, a.eng, instead, err, rep)
 		a.eng = instead
 		s.runOn(&a.spec, instead, a.cpus)
 		if err := s.recordSpec(ctx, a.spec); err != nil {
-			return nil, err
+			return nil, a.eng, err
 		}
 	}
 }
@@ -281,6 +296,19 @@ func (s *Service) endedEarly(ctx context.Context, id string, l *live, want api.M
 	if reason == "" {
 		reason = string(st.End.Cause)
 	}
-	return api.Errorf(api.KindGuest, "vm %q ended before it was %s: %s", name, want, reason).
-		WithHint("the VM was kept: banger vm logs %s shows its console", name)
+	early := api.Errorf(api.KindGuest, "vm %q ended before it was %s: %s", name, want, reason)
+	if st.End.Cause == vmm.EndCrashed && st.Agent == "" && st.Boots <= 1 {
+		// Nothing of the guest but banger's own ran: what is wrong is the VMM, or what it runs on.
+		early = api.AsError(&crashedEarly{early})
+	}
+	return early.WithHint("the VM was kept: banger vm logs %s shows its console", name)
 }
+
+// crashedEarly is a VMM that ran, but failed before the agent called: a failure of its start as well.
+type crashedEarly struct{ error }
+
+// Is makes it a vmm.ErrStart, beside what it says.
+func (e *crashedEarly) Is(target error) bool { return target == vmm.ErrStart }
+
+// Unwrap returns what it says.
+func (e *crashedEarly) Unwrap() error { return e.error }
