@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -32,7 +33,9 @@ func TestMain(m *testing.M) {
 			os.Exit(confined(os.Args[2]))
 		case "hang":
 			fmt.Println("here")
-			_, _ = io.Copy(io.Discard, blocked{})
+			hang := make(chan os.Signal, 1)
+			signal.Notify(hang, syscall.SIGUSR1) // nobody sends it
+			<-hang
 		case "orphan":
 			runtime.LockOSThread()
 			os.Exit(orphan(os.Args[2]))
@@ -49,18 +52,16 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// blocked is never read to its end.
-type blocked struct{}
-
-func (blocked) Read([]byte) (int, error) { select {} }
-
 // job is what a confined process is told to do.
 type job struct {
 	Rules   Rules
 	Outside string // a directory it knows nothing of, with a file "file" and a program "true"
 	Program string
 	TCP     string // an address somebody listens on
-	Parent  int    // the process to signal
+	Other   int    // a process outside
+	Self    string // the test binary, where UID can run it
+	UID     int    // whose process it is
+	Free    bool   // not confined, to see that it is the confinement that makes the difference
 }
 
 // word is how an attempt went, in a word.
@@ -85,6 +86,8 @@ func confined(arg string) int {
 	before, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: filepath.Join(j.Rules.Dir, "before")})
 	if err == nil {
 		defer before.Close()
+	}
+	if err == nil && !j.Free {
 		_, err = Process(j.Rules)
 	}
 	if err != nil {
@@ -132,8 +135,8 @@ func (j job) files(got map[string]string) {
 	got["write the permitted"] = word(open(j.Rules.Write[0], os.O_RDWR|os.O_TRUNC))
 	got["read /proc/self/stat"] = word(open("/proc/self/stat", os.O_RDONLY))
 	got["read the boot id"] = word(open("/proc/sys/kernel/random/boot_id", os.O_RDONLY))
-	_, err := os.Open(fmt.Sprintf("/proc/%d/root/", j.Parent))
-	got["reach into the parent"] = word(err)
+	_, err := os.Open(fmt.Sprintf("/proc/%d/root/", j.Other))
+	got["reach into a process outside"] = word(err)
 	got["open /dev/null"] = word(open(os.DevNull, os.O_RDWR))
 	got["open the permitted device"] = word(open("/dev/zero", os.O_RDWR))
 	got["open another device"] = word(open("/dev/full", os.O_RDWR))
@@ -203,13 +206,12 @@ func (j job) processes(got map[string]string) {
 		}
 		return out
 	}
-	self, _ := os.Executable()
 	got["run the permitted program"] = run(j.Program, "permitted")
 	got["run another"] = run(filepath.Join(j.Outside, "true"))
 	got["run a program in dir"] = run(filepath.Join(j.Rules.Dir, "program"))
-	got["the child signals outside"] = run(self, "signal", strconv.Itoa(j.Parent))
-	got["trace outside"] = word(syscall.PtraceAttach(j.Parent))
-	got["kill a child"] = word(killChild(self))
+	got["the child signals outside"] = run(j.Self, "signal", strconv.Itoa(j.Other))
+	got["trace outside"] = word(syscall.PtraceAttach(j.Other))
+	got["kill a child"] = word(killChild(j.Self))
 }
 
 // orphan leaves a child behind, which holds stdout.
@@ -278,14 +280,25 @@ func file(t *testing.T, path, text string, mode os.FileMode) string {
 	return path
 }
 
-// newJob makes what a confined process plays with.
-func newJob(t *testing.T) job {
+// newJob makes what a confined process plays with, as the user uid, and a process outside of the same user.
+func newJob(t *testing.T, uid int) job {
 	t.Helper()
-	self, err := os.Executable()
+	top, err := os.MkdirTemp("", "confine") //nolint:usetesting // any user can enter it, unlike T.TempDir's
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, outside, shared := t.TempDir(), t.TempDir(), t.TempDir()
+	t.Cleanup(func() { os.RemoveAll(top) })
+	dir, outside, shared := filepath.Join(top, "vm"), filepath.Join(top, "outside"), filepath.Join(top, "shared")
+	for _, d := range []string{dir, outside, shared} {
+		if err := os.Mkdir(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := file(t, filepath.Join(top, "program"), string(self), 0o755)
 	file(t, filepath.Join(outside, "file"), "secret", 0o600)
 	file(t, filepath.Join(dir, "drive"), "data", 0o600)
 	if err := os.Symlink(filepath.Join(outside, "file"), filepath.Join(dir, "link")); err != nil {
@@ -293,24 +306,61 @@ func newJob(t *testing.T) job {
 	}
 	file(t, filepath.Join(outside, "true"), "#!/bin/sh\necho ran\n", 0o700)
 	file(t, filepath.Join(dir, "program"), "#!/bin/sh\necho ran\n", 0o700)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	listen := func(network, address string) string {
+		ln, err := net.Listen(network, address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { ln.Close() })
+		return ln.Addr().String()
 	}
-	t.Cleanup(func() { ln.Close() })
-	abstract, err := net.Listen("unix", "@"+outside)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { abstract.Close() })
-	return job{
+	listen("unix", "@"+outside)
+	j := job{
 		Rules: Rules{
 			Dir: dir, Read: []string{file(t, filepath.Join(shared, "kernel"), "kernel", 0o600), "/no/such/file"},
-			Exec: []string{"/bin/echo", self}, Devices: []string{"/dev/zero"},
+			Exec: []string{"/bin/echo", program}, Devices: []string{"/dev/zero"},
 			Write: []string{file(t, filepath.Join(shared, "data.ext4"), "data", 0o600)},
 		},
-		Outside: outside, Program: "/bin/echo", TCP: ln.Addr().String(), Parent: os.Getpid(),
+		Outside: outside, Program: "/bin/echo", Self: program, UID: uid, TCP: listen("tcp", "127.0.0.1:0"),
 	}
+	err = filepath.WalkDir(top, func(path string, _ os.DirEntry, err error) error {
+		return errors.Join(err, os.Lchown(path, uid, -1))
+	})
+	if err := errors.Join(err, os.Chmod(top, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	j.Other = j.bystander(t)
+	return j
+}
+
+// command is the test binary, run as the job's user.
+func (j job) command(t *testing.T, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(t.Context(), j.Self, args...)
+	if j.UID != os.Geteuid() {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(j.UID), Gid: uint32(j.UID)}}
+	}
+	return cmd
+}
+
+// bystander starts a process of the job's user that nobody confines, and returns its pid.
+func (j job) bystander(t *testing.T) int {
+	t.Helper()
+	cmd := j.command(t, "hang")
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // says that it was killed
+	})
+	if _, err := out.Read(make([]byte, 4)); err != nil {
+		t.Fatal(err)
+	}
+	return cmd.Process.Pid
 }
 
 // run runs j in a process of its own.
@@ -320,8 +370,7 @@ func (j job) run(t *testing.T) map[string]string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	self, _ := os.Executable()
-	cmd := exec.CommandContext(t.Context(), self, "confined", string(arg))
+	cmd := j.command(t, "confined", string(arg))
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -335,19 +384,39 @@ func (j job) run(t *testing.T) map[string]string {
 	return got
 }
 
+// TestProcess confines a process of this user, and of an ordinary one where this is root.
 func TestProcess(t *testing.T) {
 	needLandlock(t, 1)
-	abi := ABI()
 	if _, err := os.Stat("/bin/sh"); err != nil {
 		t.Skip("no shell")
 	}
-	got := newJob(t).run(t)
-	// want is what happens from an ABI on; below, the attempt is not looked at.
-	type want struct {
-		abi  int
-		what string
+	uids := map[string]int{"this user": os.Geteuid()}
+	if os.Geteuid() == 0 {
+		uids["nobody"] = 65534
 	}
-	wants := map[string]want{
+	for name, uid := range uids {
+		t.Run(name, func(t *testing.T) {
+			checkConfined(t, newJob(t, uid).run(t))
+			free := newJob(t, uid)
+			free.Free = true
+			got := free.run(t)
+			for what, want := range wants() {
+				if denied := want.word == "EACCES" || want.word == "EPERM"; denied == (got[what] == want.word) {
+					t.Errorf("%s, without confinement: %s", what, got[what])
+				}
+			}
+		})
+	}
+}
+
+// want is how an attempt ends on a kernel of an ABI, or a newer one.
+type want struct {
+	abi  int
+	word string
+}
+
+func wants() map[string]want {
+	return map[string]want{
 		"read what is permitted": {1, "ok"}, "write what may be read": {1, "EACCES"},
 		"read outside": {1, "EACCES"}, "write outside": {1, "EACCES"}, "make outside": {1, "EACCES"}, "list outside": {1, "EACCES"},
 		"truncate outside": {3, "EACCES"},
@@ -355,7 +424,7 @@ func TestProcess(t *testing.T) {
 		"rename to another directory": {2, "ok"}, "rename to outside": {2, "EACCES"},
 		"make a symbolic link": {1, "EACCES"}, "make a pipe": {1, "ok"}, "make a device": {1, "EACCES"},
 		"follow a link out of dir": {1, "EACCES"}, "write the permitted": {1, "ok"},
-		"read /proc/self/stat": {1, "ok"}, "read the boot id": {1, "ok"}, "reach into the parent": {1, "EACCES"},
+		"read /proc/self/stat": {1, "ok"}, "read the boot id": {1, "ok"}, "reach into a process outside": {1, "EACCES"},
 		"open /dev/null": {1, "ok"}, "open the permitted device": {1, "ok"}, "open another device": {1, "EACCES"},
 		"ioctl of the permitted device": {1, "ENOTTY"},
 		"listen in dir":                 {1, "ok"}, "dial a socket from before": {1, "ok"}, "listen outside": {1, "EACCES"},
@@ -363,9 +432,15 @@ func TestProcess(t *testing.T) {
 		"run the permitted program": {1, "permitted"}, "run another": {1, "EACCES"}, "run a program in dir": {1, "EACCES"},
 		"the child signals outside": {6, "EPERM"}, "trace outside": {1, "EPERM"}, "kill a child": {1, "ok"},
 	}
+}
+
+// checkConfined checks how each attempt of a confined process went.
+func checkConfined(t *testing.T, got map[string]string) {
+	t.Helper()
+	abi, wants := ABI(), wants()
 	for what, want := range wants {
-		if abi >= want.abi && got[what] != want.what {
-			t.Errorf("%s: %s, want %s", what, got[what], want.what)
+		if abi >= want.abi && got[what] != want.word {
+			t.Errorf("%s: %s, want %s", what, got[what], want.word)
 		}
 	}
 	for what := range got {

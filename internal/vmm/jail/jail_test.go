@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -52,7 +53,10 @@ func prepareAndHang(arg string) int {
 		return 1
 	}
 	fmt.Println("prepared")
-	select {}
+	hang := make(chan os.Signal, 1)
+	signal.Notify(hang, syscall.SIGUSR1) // nobody sends it
+	<-hang
+	return 0
 }
 
 const testID = "a1b2c3d4e5f60718293a4b5c6d7e8f90"
@@ -304,7 +308,10 @@ func TestSupervisorKilled(t *testing.T) {
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	_ = cmd.Wait() // says that it was killed
+	_ = cmd.Wait() // says how it ended
+	if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || !ws.Signaled() {
+		t.Errorf("it ended by itself: %v", cmd.ProcessState)
+	}
 	if mounted(t, cfg.Dir) {
 		t.Error("mounts are left")
 	}
@@ -317,6 +324,36 @@ func TestSupervisorKilled(t *testing.T) {
 	}
 	if got, want := ownerMode(t, cfg.Files[1].Host), fmt.Sprintf("%d:%d 0600", os.Geteuid(), os.Getegid()); got != want {
 		t.Errorf("the data drive is %s, want %s", got, want)
+	}
+}
+
+// TestRemoveElsewhere: a thread that does not see the mounts removes the jail as well, and the files stay whole.
+func TestRemoveElsewhere(t *testing.T) {
+	cfg := newConfig(t)
+	j, err := Prepare(t.Context(), cfg) // locks this goroutine to its thread
+	if err != nil {
+		t.Fatal(err)
+	}
+	inside := filepath.Join(j.Root(), "base.ext4")
+	if got := content(t, inside); got != "the base" {
+		t.Errorf("on the jail's thread the base is %q", got)
+	}
+	done := make(chan error)
+	go func() {
+		b, err := os.ReadFile(inside)
+		if err == nil && len(b) > 0 {
+			err = fmt.Errorf("another thread sees %q", b)
+		}
+		done <- errors.Join(err, j.Remove())
+	}()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(filepath.Join(cfg.Dir, "jail")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the jail is left: %v", err)
+	}
+	if got := content(t, cfg.Files[0].Host); got != "the base" {
+		t.Errorf("the base holds %q", got)
 	}
 }
 
