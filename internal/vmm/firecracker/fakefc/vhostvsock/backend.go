@@ -411,7 +411,7 @@ func (b *backend) setKick(r *ring, fd int) (err error) {
 	}
 	r.kickID, err = b.poll.add(fd, unix.EPOLLIN, func(uint32) error {
 		var n [8]byte
-		if _, err := unix.Read(fd, n[:]); err != nil && err != unix.EAGAIN && err != unix.EINTR {
+		if _, err := unix.Read(fd, n[:]); err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("read a kick: %w", err)
 		}
 		return nil // move looks at the rings in any case

@@ -1,6 +1,7 @@
 package vhostvsock
 
 import (
+	"errors"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -141,7 +142,7 @@ func (c *conn) read(p *packet, room [][]byte, scratch *[][]byte) bool {
 	*scratch = slice(*scratch, room, packetLen, min(credit, maxData))
 	n, err := again(func() (int, error) { return unix.Readv(c.fd, *scratch) })
 	switch {
-	case err == unix.EAGAIN:
+	case errors.Is(err, unix.EAGAIN):
 		return false
 	case err != nil:
 		*p = c.packet(opReset)
@@ -198,7 +199,7 @@ func (c *conn) write(data [][]byte) {
 	if len(c.buf) == 0 {
 		var err error
 		n, err = again(func() (int, error) { return unix.Writev(c.fd, data) })
-		if err != nil && err != unix.EAGAIN {
+		if err != nil && !errors.Is(err, unix.EAGAIN) {
 			c.kill()
 			return
 		}
@@ -221,7 +222,7 @@ func (c *conn) write(data [][]byte) {
 // flush gives the host's socket what was kept for it.
 func (c *conn) flush() {
 	n, err := again(func() (int, error) { return unix.Write(c.fd, c.buf) })
-	if err == unix.EAGAIN {
+	if errors.Is(err, unix.EAGAIN) {
 		return
 	}
 	if err != nil {
@@ -269,7 +270,7 @@ func (c *conn) ready(events uint32) {
 // again calls f until no signal interrupts it.
 func again(f func() (int, error)) (int, error) {
 	for {
-		if n, err := f(); err != unix.EINTR {
+		if n, err := f(); !errors.Is(err, unix.EINTR) {
 			return n, err
 		}
 	}

@@ -112,7 +112,7 @@ func (m *muxer) reset() {
 func (m *muxer) accept() error {
 	fd, _, err := unix.Accept4(m.listener, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
 	if err != nil {
-		if err != unix.EAGAIN && err != unix.EINTR && err != unix.ECONNABORTED {
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ECONNABORTED) {
 			return fmt.Errorf("accept a client of %q: %w", m.path, err)
 		}
 		return nil
@@ -402,7 +402,7 @@ func (m *muxer) connect(path string) (int, error) {
 			return fd, nil
 		}
 		_ = unix.Close(fd)
-		if err != unix.EAGAIN && err != unix.EINTR || m.interrupted() {
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) || m.interrupted() {
 			return -1, os.NewSyscallError("connect", err)
 		}
 	}

@@ -1,6 +1,7 @@
 package vhostvsock
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -58,7 +59,7 @@ func (p *poller) control(op, fd int, events uint32, id uint64) error {
 // wait waits for events, at most timeout milliseconds (-1 for as long as it takes), and calls what is waiting for them.
 func (p *poller) wait(timeout int) error {
 	n, err := unix.EpollWait(p.fd, p.events[:], timeout)
-	if err == unix.EINTR {
+	if errors.Is(err, unix.EINTR) {
 		return nil
 	}
 	if err != nil {

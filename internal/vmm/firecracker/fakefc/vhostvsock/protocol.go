@@ -144,10 +144,10 @@ func receive(fd int, b []byte) (n int, fds []int, err error) {
 	for {
 		var oobn, flags int
 		n, oobn, flags, _, err = unix.Recvmsg(fd, b, oob, unix.MSG_CMSG_CLOEXEC)
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
-		if err == unix.ECONNRESET { // QEMU died with something unread
+		if errors.Is(err, unix.ECONNRESET) { // QEMU died with something unread
 			return 0, nil, nil
 		}
 		if err != nil {
@@ -185,10 +185,10 @@ func reply(fd int, m message, payload []byte) error {
 	b = append(b, payload...)
 	for len(b) > 0 {
 		n, err := unix.SendmsgN(fd, b, nil, nil, unix.MSG_NOSIGNAL)
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
-		if err == unix.EPIPE || err == unix.ECONNRESET {
+		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
 			return errHangup
 		}
 		if err != nil {

@@ -167,7 +167,7 @@ func (r *ring) signal() error {
 	if r.call < 0 || r.load16(0)&availNoInterrupt != 0 {
 		return nil
 	}
-	if _, err := unix.Write(r.call, one); err != nil && err != unix.EAGAIN { // EAGAIN: told 2^64-2 times already
+	if _, err := unix.Write(r.call, one); err != nil && !errors.Is(err, unix.EAGAIN) { // EAGAIN: told 2^64-2 times already
 		return fmt.Errorf("ring %d: %w", r.addr.index, os.NewSyscallError("write", err))
 	}
 	return nil
