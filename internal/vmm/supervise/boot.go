@@ -48,6 +48,8 @@ type boot struct {
 	consolePipe, stderrPipe *outputPipe
 	stderr                  *lastLine
 
+	up, down chan struct{} // closed when the VMM runs, and when it is gone or did not start
+
 	welcome chan struct{} // closed at the first hello
 	once    sync.Once
 	verb    chan string // of the first ending
@@ -69,6 +71,7 @@ func ended(cause vmm.EndCause, format string, args ...any) outcome {
 func (b *boot) run(ctx context.Context) outcome {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	defer close(b.down)
 	if err := b.start(ctx); err != nil {
 		if b.s.killAsked() {
 			return ended(vmm.EndKilled, "")
@@ -118,6 +121,7 @@ func (b *boot) start(ctx context.Context) error {
 		return err
 	}
 	s.started(b.vmm)
+	close(b.up)
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 	"git.thaloco.com/thaloco/banger/internal/vmm/fakeqemu"
+	"git.thaloco.com/thaloco/banger/internal/vmm/firecracker/fakefc"
 	"git.thaloco.com/thaloco/banger/internal/vmm/vmmtest"
 )
 
@@ -22,6 +23,8 @@ func TestMain(m *testing.M) {
 			os.Exit(Main(os.Args[2:]))
 		case "-name":
 			os.Exit(fakeqemu.Main(os.Args[1:]))
+		case "--id", "--version", "--snapshot-version":
+			os.Exit(fakefc.Main(os.Args[1:]))
 		}
 	}
 	os.Exit(m.Run())
@@ -39,6 +42,17 @@ func newEngine(t *testing.T, args ...string) *Engine {
 		t.Fatal(err)
 	}
 	return &Engine{Binary: self, Log: testLog(t), Args: args}
+}
+
+// newFCVM makes the directory and the spec of a VM on fakefc.
+func newFCVM(t *testing.T, knobs fakefc.Knobs) (dir string, spec vmm.Spec) {
+	t.Helper()
+	dir, spec = newVM(t, fakeqemu.Knobs{})
+	if err := knobs.Write(dir); err != nil {
+		t.Fatal(err)
+	}
+	spec.Engine, spec.Accel = vmm.EngineFirecracker, vmm.AccelKVM
+	return dir, spec
 }
 
 // newVM makes the directory and the spec of a VM on fakeqemu.
@@ -106,5 +120,16 @@ func TestLinkTAP(t *testing.T) {
 		fix := fixture(t)
 		fix.NetDevice = wire.DeviceTAP
 		return fix
+	})
+}
+
+// TestFirecrackerConformance runs the suite on the driver of Firecracker over a fake one.
+func TestFirecrackerConformance(t *testing.T) {
+	vmmtest.Run(t, func(t *testing.T) vmmtest.Fixture {
+		dir, spec := newFCVM(t, fakefc.Knobs{})
+		return vmmtest.Fixture{
+			Engine: newEngine(t, "--ending-grace", "1s"), Again: newEngine(t, "--ending-grace", "1s"), Dir: dir, Spec: spec,
+			NetDevice: wire.DeviceTAP,
+		}
 	})
 }

@@ -94,7 +94,11 @@ func (h *hostPorts) accept(ctx context.Context, ln *net.UnixListener, serve func
 		go func() {
 			defer open.Add(-1)
 			defer conn.Close()
-			serve(b, conn)
+			select {
+			case <-b.up: // a guest may be quicker than its VMM's first answer
+				serve(b, conn)
+			case <-b.down:
+			}
 		}()
 	}
 }

@@ -296,7 +296,7 @@ func (s *supervisor) runVM(ctx context.Context) vmm.End {
 	quick := 0 // reboots in a row that came soon after their start
 	for {
 		began := time.Now()
-		b := &boot{s: s, welcome: make(chan struct{}), verb: make(chan string, 1), bad: make(chan string, 1)}
+		b := &boot{s: s, up: make(chan struct{}), down: make(chan struct{}), welcome: make(chan struct{}), verb: make(chan string, 1), bad: make(chan string, 1)}
 		out := b.run(ctx)
 		switch {
 		case !out.again:
