@@ -216,20 +216,18 @@ func (l connListener) Close() error { return nil }
 // Addr implements net.Listener.
 func (l connListener) Addr() net.Addr { return &net.UnixAddr{Name: "banger", Net: "unix"} }
 
-// settle does what can wait until the host has been called: the modules nothing needed so far, the network, the marks,
+// settle does what can wait until the host has been called: the network, the modules nothing needed so far, the marks,
 // and the growth of a new data file system.
 func (a *agent) settle(ctx context.Context) {
 	select {
 	case <-a.welcomed:
 	case <-time.After(welcomeTimeout):
 	}
+	if n := a.conf.Identity.Network; n != nil {
+		a.startNetwork(*n)
+	}
 	if err := loadRest(fdModules); err != nil {
 		a.log.Warn("loading modules", "error", err)
-	}
-	if n := a.conf.Identity.Network; n != nil {
-		if err := a.setUpNetwork(*n); err != nil {
-			a.log.Error("the guest has no network", "error", err)
-		}
 	}
 	if a.init != initSystemd {
 		a.call.reached(api.MarkFull)
@@ -253,6 +251,22 @@ func (a *agent) settle(ctx context.Context) {
 			a.ownCgroup()
 		}
 	}
+}
+
+// startNetwork sets the network of this boot up, before what else there is to do: somebody waits for it.
+func (a *agent) startNetwork(n wire.Network) {
+	say := func(format string, args ...any) {
+		a.log.Warn("loading modules", "detail", fmt.Sprintf(format, args...))
+	}
+	err := loadNeeded(fdModules, networkModules(n), say)
+	if err == nil {
+		err = a.setUpNetwork(n)
+	}
+	if err != nil {
+		a.log.Error("the guest has no network", "error", err)
+		return
+	}
+	a.log.Info("network set up", "boot_ms", bootMillis())
 }
 
 // loadRest loads the boot modules PID 1 left, and frees their memory.

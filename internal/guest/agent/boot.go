@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -69,9 +70,15 @@ func boot(log *bootLog) (initKind, string, *os.Process, error) {
 	if err != nil {
 		return none(&os.PathError{Op: "open", Path: moduleDir, Err: err})
 	}
-	if err := loadNeeded(modules, conf.Transport, log); err != nil {
+	needed := neededModules
+	if conf.Transport == wire.TransportVsock {
+		needed = append(slices.Clone(needed), vsockModules...)
+	}
+	warn := func(format string, args ...any) { log.warn(fmt.Errorf(format, args...)) }
+	if err := loadNeeded(modules, needed, warn); err != nil {
 		return none(err)
 	}
+	log.step("modules loaded")
 	d, err := findDrives("/sys")
 	if err != nil {
 		return none(err)
@@ -119,27 +126,6 @@ func readBoot(path string) (wire.Boot, error) {
 		return conf, fmt.Errorf("boot configuration of version %d: this agent speaks version %d", conf.Version, wire.Version)
 	}
 	return conf, nil
-}
-
-// loadNeeded loads what the root needs. Where that alone does not do, everything is tried in its order:
-// the kernel's modules may have come to depend on one another in a new way.
-func loadNeeded(dir int, transport string, log *bootLog) error {
-	order, err := readOrder(dir)
-	if err != nil {
-		return fmt.Errorf("read the order of the boot modules: %w", err)
-	}
-	needed := [][]string{neededModules}
-	if transport == wire.TransportVsock {
-		needed = append(needed, vsockModules)
-	}
-	first, _ := splitOrder(order, needed...)
-	err = loadOrdered(dir, first)
-	if err != nil {
-		log.step("needed modules: %v; loading all", err)
-		log.warn(loadOrdered(dir, order))
-	}
-	log.step("modules loaded")
-	return nil
 }
 
 // startAgent starts the agent as a process of its own.

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 )
 
 // moduleDir is a directory of kernel modules and the file "order", their
@@ -22,6 +24,14 @@ var neededModules = []string{"virtio_mmio", "virtio_blk", "overlay", "autofs4"}
 
 // vsockModules are needed before the agent can be reached by vsock.
 var vsockModules = []string{"vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"}
+
+// networkModules are those of a network's device.
+func networkModules(n wire.Network) []string {
+	if n.Device == wire.DeviceTAP {
+		return []string{"tun"}
+	}
+	return []string{"failover", "net_failover", "virtio_net"}
+}
 
 // moduleName is a module's name as the kernel has it: "snd-pcm.ko.xz" is snd_pcm.
 func moduleName(file string) string {
@@ -58,6 +68,23 @@ func splitOrder(order []string, needed ...[]string) (first, later []string) {
 		}
 	}
 	return first, later
+}
+
+// loadNeeded loads the boot modules in the directory dir that are named. Where that alone does not do, everything is tried in its order, and
+// say is told: the kernel's modules may have come to depend on one another in a new way.
+func loadNeeded(dir int, needed []string, say func(format string, args ...any)) error {
+	order, err := readOrder(dir)
+	if err != nil {
+		return fmt.Errorf("read the order of the boot modules: %w", err)
+	}
+	first, _ := splitOrder(order, needed)
+	if err := loadOrdered(dir, first); err != nil {
+		say("needed modules: %v; loading all", err)
+		if err := loadOrdered(dir, order); err != nil {
+			say("%v", err)
+		}
+	}
+	return nil
 }
 
 // readOrder returns the order of the modules in the directory dirfd.

@@ -120,6 +120,7 @@ func (t *tap) once(ctx context.Context, l link) error {
 	if err := t.greet(conn); err != nil {
 		return err
 	}
+	t.log.Info("the host takes frames", "boot_ms", bootMillis())
 	if err := frames.Carry(ctx, conn, t.file); err != nil {
 		return err
 	}
