@@ -1,10 +1,10 @@
-// Package confine takes from a process what it does not need, without root: Process by Landlock, Limits by resource limits.
-// It is made for a VM's supervisor, whose VMM, started later, is confined with it.
+// Package confine takes from a process what it does not need, without root: Process by Landlock, Limits by resource
+// limits. It is made for a VM's supervisor, whose VMM, started later, is confined with it.
 //
-// What a kernel's Landlock can hold back depends on its ABI (landlock(7)): file systems from 1 (Linux 5.13), truncation from
-// 3, TCP from 4, ioctl on devices from 5, abstract sockets and signals from 6 (6.12), connecting to named sockets from 9, UDP from
-// 10. Never: stat, chmod, chown, chdir, and what was opened before. A confined process can mount nothing, so that one that
-// is to set up a jail (package jail) must not be confined.
+// What a kernel's Landlock can hold back depends on its ABI (landlock(7)): file systems from 1 (Linux 5.13), truncation
+// from 3, TCP from 4, ioctl on devices from 5, abstract sockets and signals from 6 (6.12), connecting to named sockets from
+// 9, UDP from 10. Never: stat, chmod, chown, chdir, and what was opened before. A confined process can mount nothing, so
+// that one that is to set up a jail (package jail) must not be confined.
 //
 // The files: confine.go the rules and the limits, program.go what it takes to run a program.
 package confine
@@ -22,15 +22,16 @@ import (
 )
 
 // Rules are what is left to a confined process; paths are absolute, or count from the working directory. Rules are bound to
-// the files that are there: a path that is missing (but Dir) is left out, and what is made there later stays out of reach.
+// the files that are there: a path that is missing (but Dir) is left out, and what is made there later, or replaces what was
+// there, stays out of reach unless its directory is permitted.
 type Rules struct {
-	// Dir is the VM's directory: everything in it may be read, written, made, renamed and removed, sockets and named pipes
-	// included, but for devices, symbolic links (the daemon might follow them) and running programs.
+	// Dir is the VM's directory: everything in it may be read, written, made, renamed and removed, sockets and named
+	// pipes included. Not so: devices, symbolic links (the daemon might follow them), and running programs.
 	Dir string
 	// Read are files and directories to read.
 	Read []string
-	// Exec are programs to run; what loads them (a dynamic linker, the interpreter of a script) may run with them, and
-	// the system's libraries may be read.
+	// Exec are programs to run; what loads them (a dynamic linker, the interpreter of a script) may run with them, and the
+	// system's libraries may be read. A program that is upgraded afterwards cannot be run any more (EACCES).
 	Exec []string
 	// Devices are device files to read, write and call ioctl on: /dev/kvm. /dev/null needs no mention.
 	Devices []string
@@ -45,8 +46,8 @@ const (
 	write    = readFile | llsys.AccessFSWriteFile | llsys.AccessFSTruncate
 	device   = write | llsys.AccessFSIoctlDev
 	run      = readFile | llsys.AccessFSExecute
-	// own is all but devices, symbolic links and running programs. A socket that was bound before the confinement is no socket of
-	// the confined to Landlock: hence ResolveUnix.
+	// own is all but devices, symbolic links and running programs. ResolveUnix, because a socket that was bound before the
+	// confinement is one of somebody else's to Landlock.
 	own = write | readDir | llsys.AccessFSRemoveDir | llsys.AccessFSRemoveFile | llsys.AccessFSMakeDir | llsys.AccessFSMakeReg |
 		llsys.AccessFSMakeSock | llsys.AccessFSMakeFifo | llsys.AccessFSResolveUnix
 )
@@ -54,11 +55,11 @@ const (
 const (
 	// newestABI is the newest ABI of Landlock that is made use of.
 	newestABI = 11
-	// abiSignals is the first ABI that confines signals, abiTogether the first that confines all threads at once, in one domain.
+	// abiSignals is the first ABI that confines signals, abiTogether the first that puts all threads in one domain.
 	abiSignals, abiTogether = 6, 8
 	// abiRefer is the first ABI that can permit renaming a file into another directory.
 	abiRefer = 2
-	// errataSignals says that signals between threads of a process are never held back (errata of landlock_create_ruleset(2)).
+	// errataSignals: signals between threads of a process are never held back (errata of landlock_create_ruleset(2)).
 	errataSignals = 1 << 1
 )
 
@@ -77,13 +78,14 @@ func ABI() int {
 	return min(v, newestABI)
 }
 
-// Process confines the whole calling process, all its threads and all it starts, for good, to r; there is nothing it can reach by TCP
-// (nor, from ABI 10, UDP), and it gains no privileges by running a program. It returns what was achieved, as in "landlock ABI
-// 7"; the empty string without an error where the kernel has no Landlock. After an error, the process may be half confined: it should end.
+// Process confines the whole calling process, all its threads and all it starts, for good, to r. There is nothing it can
+// reach by TCP (nor, from ABI 10, by UDP), and it gains no privileges by running a program. It returns what was achieved, as in
+// "landlock ABI 7"; the empty string without an error where the kernel has no Landlock. After an error the process may be
+// half confined: it should end.
 //
-// The calling goroutine must be locked to its thread, and programs be started from there alone: until ABI 8 each thread is a domain of its
-// own to Landlock, whose members signal nobody outside, other threads' children included. So only the calling thread, and what
-// it starts, loses the right to send signals to others; the supervisor's other threads end the VMM.
+// The calling goroutine must be locked to its thread, and programs be started from there alone: until ABI 8 each thread is a
+// domain of its own to Landlock, whose members signal nobody outside, other threads' children included. So only the calling
+// thread, and what it starts, loses the right to signal others there; the supervisor's other threads end the VMM.
 func Process(r Rules) (string, error) {
 	abi := ABI()
 	if abi == 0 {
@@ -160,13 +162,13 @@ func (r Rules) landlock(abi int) ([]landlock.Rule, error) {
 	return rules, err
 }
 
-// missing reports whether a file is not there. What may not be looked at is as good as not there to who has no right to it.
+// missing reports whether a file is not there; one in a directory this user may not enter is as good as that.
 func missing(err error) bool {
 	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, os.ErrPermission)
 }
 
-// basics are what every program reads: about itself and its children, time zones, and how many CPUs there are. Of /proc, Landlock
-// still holds back what a debugger would need of processes outside, such as their memory and descriptors.
+// basics are what every program reads: about itself and its children, time zones, and how many CPUs there are. Of /proc,
+// Landlock still holds back what a debugger would need of processes outside, such as their memory and descriptors.
 func basics() []string {
 	return []string{
 		"/proc", "/dev/urandom", "/etc/localtime", "/usr/share/zoneinfo",
@@ -174,15 +176,15 @@ func basics() []string {
 	}
 }
 
-// MaxFiles is the limit of descriptors of a VM's processes. Firecracker holds one for each of its at most 1023 streams by vsock
-// (MAX_CONNECTIONS of its muxer), as the supervisor of QEMU does, and fewer than 300 others (some per vCPU, queue and drive). It is
-// what its jailer sets. More would cost: at its start Firecracker moves a descriptor to the last there can be, and the kernel makes a
-// table for all of them.
+// MaxFiles is the limit of descriptors of a VM's processes. Firecracker holds one for each of its at most 1023 streams by
+// vsock (MAX_CONNECTIONS of its muxer), as the supervisor of QEMU does, and fewer than 300 others (some per vCPU, queue and
+// drive). It is what its jailer sets. More would cost: Firecracker moves a descriptor to the last there can be, and the
+// kernel makes a table for all of them.
 const MaxFiles = 2048
 
-// Limits limits the resources of the process and of all it starts, for good: MaxFiles descriptors, no core dump (it would hold the
-// guest's memory). The size of files is not limited: SIGXFSZ would end a VMM whose guest has merely filled its drive (Firecracker
-// exits with 151), and what a VM can take is limited already, by the size of its drives and of its logs.
+// Limits limits the resources of the process and of all it starts, for good: MaxFiles descriptors, no core dump (it would
+// hold the guest's memory). The size of files is not limited: SIGXFSZ would end a VMM whose guest has merely filled its drive
+// (Firecracker exits with 151), and what a VM can take is limited already, by the size of its drives and of its logs.
 func Limits() error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("limit core dumps: %w", err)

@@ -23,7 +23,8 @@ func programs(paths []string) (run, read []string) {
 			}
 			p := inspect(path)
 			if p.loader != "" {
-				run = append(run, p.loader)
+				// With its directory: an upgrade of the C library, under a VM whose guest reboots later, is a new file there.
+				run = append(run, p.loader, filepath.Dir(clean(p.loader)))
 				read = append(read, libraries()...)
 				read = append(read, p.libraries...)
 			}
@@ -48,8 +49,8 @@ func libraries() []string {
 	return dirs
 }
 
-// packageStore is the store of the package manager that path is in, "" for none. There, programs are wrappers of others of the same
-// store, and have their own dynamic linker and libraries; anybody may read all of it.
+// packageStore is the store of the package manager that path is in, "" for none. There, programs are wrappers of others of
+// the same store, and have their own dynamic linker and libraries; anybody may read all of it.
 func packageStore(path string) string {
 	path = clean(path)
 	for _, store := range []string{"/nix/store", "/gnu/store"} {
@@ -104,7 +105,8 @@ func inspect(path string) (p program) {
 	return p
 }
 
-// interpreter is the program that runs the script in r, "" for one that is none. What that runs in turn, as /usr/bin/env does, is for Rules.Exec.
+// interpreter is the program that runs the script in r, "" for one that is none. What that runs in turn, as /usr/bin/env
+// does, is for Rules.Exec.
 func interpreter(r io.ReaderAt) string {
 	line, _ := bufio.NewReaderSize(io.NewSectionReader(r, 0, 256), 256).ReadString('\n') // the kernel reads as much
 	rest, is := strings.CutPrefix(line, "#!")

@@ -1,6 +1,6 @@
-// Package fakejailer is a jailer for tests of what is built on Firecracker's: like that of version 1.17 it takes its arguments (args.go) and
-// does its steps in its order, with its failures (fakejailer.go), for whatever program it is given. What banger does not use it refuses.
-// It needs root, as the real one does.
+// Package fakejailer is a jailer for tests of what is built on Firecracker's: like that of version 1.17 it takes its
+// arguments (args.go) and does its steps in its order, with its failures (fakejailer.go), for whatever program it is given.
+// What banger does not use it refuses. It needs root, as the real one does.
 //
 // What is said of the real one is from its sources: src/jailer/src/{main,env,chroot}.rs.
 package fakejailer

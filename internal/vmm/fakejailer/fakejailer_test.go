@@ -3,6 +3,7 @@ package fakejailer
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,7 +25,7 @@ func TestArgs(t *testing.T) {
 		t.Fatal(err)
 	}
 	good := []string{"--id", "a-1", "--exec-file", link, "--uid", "5", "--gid", "6", "--chroot-base-dir", dir}
-	with := func(more ...string) []string { return append(good[:len(good):len(good)], more...) }
+	with := func(more ...string) []string { return append(slices.Clip(good), more...) }
 	without := func(name string) []string {
 		for i := range good {
 			if good[i] == name {

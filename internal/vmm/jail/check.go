@@ -23,8 +23,8 @@ const versionTimeout = 10 * time.Second
 
 const noJail = `set jail = "off" in config.toml to run firecracker without its jailer`
 
-// Check reports why a VM whose directory is, or will be, in dir could not be jailed by the program jailer: nil where it could. It tries what the jailer will do,
-// and leaves nothing of it. The error's hint says what to do.
+// Check reports why a VM whose directory is dir, or will be in it, could not be jailed by the program jailer: nil where it
+// could. It tries what the jailer will do, and leaves nothing of it. The error's hint says what to do.
 func Check(dir, jailer string) error {
 	refuse := func(format string, args ...any) *api.Error {
 		return api.Errorf(api.KindUnavailable, "jail firecracker: "+format, args...)
@@ -45,7 +45,8 @@ func Check(dir, jailer string) error {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return refuse("%w", &os.PathError{Op: "statfs", Path: dir, Err: err})
 	}
-	for option, flag := range map[string]int64{"nodev": unix.MS_NODEV, "noexec": unix.MS_NOEXEC} { // ST_NODEV, ST_NOEXEC are the same
+	// statfs(2)'s ST_NODEV and ST_NOEXEC are the same.
+	for option, flag := range map[string]int64{"nodev": unix.MS_NODEV, "noexec": unix.MS_NOEXEC} {
 		if int64(st.Flags)&flag != 0 {
 			return refuse("%q is on a file system mounted %s", dir, option).
 				WithHint("mount -o remount,%s \"$(findmnt -n -o TARGET -T %s)\"   # or %s", strings.TrimPrefix(option, "no"), dir, noJail)
@@ -118,8 +119,8 @@ func rootIsInitramfs() bool {
 	return rootfs
 }
 
-// tryDevice makes /dev/kvm's double in dir and opens it: what keeps the jailer from it (a user namespace, a cgroup's list of
-// devices, a file system without any) is seen in no flag. That there is no KVM is not its matter.
+// tryDevice makes /dev/kvm's double in dir and opens it: what keeps the jailer from it (a user namespace, a cgroup's list
+// of devices, a file system without any) is seen in no flag. That there is no KVM is not its matter.
 func tryDevice(dir string) error {
 	tmp, err := os.MkdirTemp(dir, ".jail-*")
 	if err != nil {

@@ -1,17 +1,18 @@
-// Package jail runs Firecracker in the jailer that comes with it, where bangerd is root: as a user of its own, with a root directory
-// in which there is nothing but what the VM needs. jail.go makes and removes jails, mount.go what is mounted in them, check.go tells
-// whether there can be one here.
+// Package jail runs Firecracker in the jailer that comes with it, where bangerd is root: as a user of its own, with a root
+// directory in which there is nothing but what the VM needs. jail.go makes and removes jails, mount.go what is mounted in
+// them, check.go tells whether there can be one here.
 //
-// A jail is a directory of the VM's, jail/PROGRAM/ID/root, made anew for each start of the VMM. The kernel and the drives appear in
-// it by bind mounts in a mount namespace of the thread that starts the VMM, so that nothing stays mounted whatever dies; the jailer takes
-// them along when it makes that directory the root.
+// A jail is a directory of the VM's, jail/PROGRAM/ID/root, made anew for each start of the VMM. The kernel and the drives
+// appear in it by bind mounts in a mount namespace of the thread that starts the VMM, so that nothing stays mounted whatever
+// dies; the jailer takes them along when it makes that directory the root.
 //
-// The jailer starts no process: it becomes Firecracker, which so is the caller's child. But that the kernel kills the child with its
-// parent (PR_SET_PDEATHSIG) ends where the child becomes another user: a Firecracker whose supervisor was killed lives on, and whoever
-// finds that out ends it (supervise.Engine, by the recorded process). Its --landlock-restrict-fs is not used: it adds
-// nothing to a root directory this empty.
+// The jailer starts no process: it becomes Firecracker, which so is the caller's child. But that the kernel kills the child
+// with its parent (PR_SET_PDEATHSIG) ends where the child becomes another user: a Firecracker whose supervisor was killed
+// lives on, and whoever finds that out ends it (supervise.Engine, by the recorded process). The jailer's
+// --landlock-restrict-fs is not used: it adds nothing to a root directory this empty.
 //
-// Nothing in a jail may be trusted after Firecracker has run: what the host opens there by name might be a link to somewhere else.
+// Nothing in a jail may be trusted after Firecracker has run: what the host opens there by name might be a link to
+// somewhere else.
 package jail
 
 import (
@@ -28,6 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/paths"
 )
 
 // Config is a jail to make; all fields are required but Files.
@@ -49,8 +51,8 @@ type File struct {
 	Host string
 	// Name is its name in the jail's root.
 	Name string
-	// Writable makes the file the user's for as long as there is a jail. Others must be readable by anybody; one that is not is made so
-	// where a directory above it keeps others out, as all of banger's do.
+	// Writable makes the file the user's for as long as there is a jail. Others must be readable by anybody; one that is
+	// not is made so where a directory above it keeps others out, as banger's do. Its owner stays.
 	Writable bool
 }
 
@@ -68,10 +70,10 @@ type owned struct {
 	uid, gid int
 }
 
-// UserOf is the user, and the group, that the VM with this id, hexadecimal digits, is jailed as: 1900000000 and the first 24 bits of the id.
-// These ids are nobody's on a host that follows systemd's ranges (useradd's end at 60000, containers' at 1879048191, and the latter and
-// 65536 more are banger's own for building images). Two of a thousand VMs share one with a probability of 3 %, which makes them no
-// worse off than without a jail.
+// UserOf is the user, and the group, that the VM with this id, hexadecimal digits, is jailed as: 1900000000 and the first
+// 24 bits of the id. They are nobody's on a host that follows systemd's ranges (useradd's end at 60000, containers' at
+// 1879048191; the 65536 that follow are banger's own for building images). Among a thousand VMs two share one with a
+// probability of 3 %, which makes them no worse off than without a jail.
 func UserOf(vmID string) int {
 	const first = 1_900_000_000
 	n, err := strconv.ParseUint(vmID[:min(6, len(vmID))], 16, 24)
@@ -83,10 +85,13 @@ func UserOf(vmID string) int {
 	return first + int(n)
 }
 
+// maxSocket is how long the name of a socket may be, in bytes (unix(7)).
+const maxSocket = 107
+
 // Prepare makes a jail, after removing what an earlier one in the same directory left. On an error nothing is left.
 //
-// The calling thread gets a mount namespace of its own, and stays the goroutine's: call it from the goroutine that starts the VMM, locked to a thread that lives as
-// long. Other threads do not see the files; to them they are empty.
+// The calling thread gets a mount namespace of its own, and stays the goroutine's: call it from the goroutine that starts the
+// VMM, locked to a thread that lives as long. Other threads do not see the files; to them they are empty.
 func Prepare(ctx context.Context, cfg Config) (_ *Jail, err error) {
 	runtime.LockOSThread()
 	if cfg.Dir, err = filepath.Abs(cfg.Dir); err == nil {
@@ -109,7 +114,7 @@ func Prepare(ctx context.Context, cfg Config) (_ *Jail, err error) {
 		return nil, err
 	}
 	j := &Jail{cfg: cfg, base: filepath.Join(cfg.Dir, "jail")}
-	j.root = filepath.Join(j.base, filepath.Base(cfg.Firecracker), cfg.ID, "root")
+	j.root = filepath.Join(cfg.Dir, cfg.rel())
 	if err := j.Remove(); err != nil {
 		return nil, err
 	}
@@ -144,7 +149,12 @@ func (c Config) check() error {
 		return bad("user %d, group %d", c.UID, c.GID)
 	}
 	program := filepath.Base(c.Firecracker)
-	taken := map[string]bool{"": true, ".": true, "..": true, "dev": true, "run": true, "old_root": true, program: true, program + ".pid": true}
+	taken := map[string]bool{
+		"": true, ".": true, "..": true, "dev": true, "run": true, "old_root": true, program: true, program + ".pid": true,
+	}
+	if n := len(filepath.Join(c.rel(), paths.VMFirecrackerAPI)); n > maxSocket {
+		return bad("the name %q leaves too little room for a socket's", program)
+	}
 	for _, f := range c.Files {
 		if taken[f.Name] || filepath.Base(f.Name) != f.Name {
 			return bad("%q cannot be the name of a file", f.Name)
@@ -154,8 +164,16 @@ func (c Config) check() error {
 	return nil
 }
 
-// Root is the jail's root directory on the host, and Firecracker's working directory: its paths are relative to it, and its sockets
-// appear there.
+// rel is the root directory, relative to Dir.
+func (c Config) rel() string {
+	return filepath.Join("jail", filepath.Base(c.Firecracker), c.ID, "root")
+}
+
+// Rel is Root, relative to the VM's directory: so, a path to a socket in it is short enough to be dialled.
+func (j *Jail) Rel() string { return j.cfg.rel() }
+
+// Root is the jail's root directory on the host, and Firecracker's working directory: its paths are relative to it, and its
+// sockets appear there.
 func (j *Jail) Root() string { return j.root }
 
 // Command is what runs Firecracker in the jail, up to and without its own arguments. The jailer adds --id to those.
@@ -178,8 +196,8 @@ func (j *Jail) Give(name string) error {
 	return nil
 }
 
-// Remove removes the jail, and with it all that is left of an earlier one in the directory; the files are whose they were. Firecracker must be gone. Removing
-// what is gone is fine.
+// Remove removes the jail, and all that is left of an earlier one in the directory; the files are whose they were again.
+// Firecracker must be gone. Any thread may call it; removing what is gone is fine.
 func (j *Jail) Remove() error {
 	var errs []error
 	if err := removeTree(j.base); err != nil {
@@ -234,7 +252,8 @@ func (j *Jail) open(fd int, host string, writable bool) error {
 		return nil
 	}
 	if !sheltered(host) {
-		return api.Errorf(api.KindUnavailable, "put %q into the jail: its mode %04o keeps the jail's user from reading it", host, st.Mode&0o7777).
+		return api.Errorf(api.KindUnavailable, "put %q into the jail: its mode %04o keeps the jail's user from reading it",
+			host, st.Mode&0o7777).
 			WithHint("chmod o+r %s   # or set jail = \"off\"", host)
 	}
 	if err := os.Chmod(fdPath(fd), fs.FileMode(st.Mode&0o777)|0o004); err != nil {

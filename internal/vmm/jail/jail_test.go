@@ -40,6 +40,7 @@ func TestMain(m *testing.M) {
 			os.Exit(0)
 		}
 	}
+	unix.Umask(0o077) // a supervisor's
 	os.Exit(m.Run())
 }
 
@@ -106,7 +107,7 @@ func mkdir(t *testing.T, path string) string {
 	return path
 }
 
-// newConfig makes a VM's directory and its files.
+// newConfig makes a VM's directory and its files, and a program that is only asked for its version.
 func newConfig(t *testing.T) Config {
 	t.Helper()
 	needRoot(t)
@@ -121,8 +122,9 @@ func newConfig(t *testing.T) Config {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { ln.Close() })
+	version := write(t, filepath.Join(t.TempDir(), "firecracker-v1.17.0-x86_64"), "#!/bin/sh\necho Firecracker v1.17.0\n", 0o700)
 	return Config{
-		Jailer: self, Firecracker: program(t), ID: testID, Dir: vm, UID: UserOf(testID), GID: UserOf(testID),
+		Jailer: self, Firecracker: version, ID: testID, Dir: vm, UID: UserOf(testID), GID: UserOf(testID),
 		Files: []File{
 			{Host: write(t, filepath.Join(images, "rootfs.ext4"), "the base", 0o600), Name: "base.ext4"},
 			{Host: write(t, filepath.Join(vm, "data.ext4"), "data", 0o600), Name: "data.ext4", Writable: true},
@@ -134,6 +136,9 @@ func newConfig(t *testing.T) Config {
 // run runs the program in the jail: what it saw, its stderr and its exit status.
 func run(t *testing.T, j *Jail, args ...string) (map[string]any, string, int) {
 	t.Helper()
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil { // as a supervisor has; of this thread
+		t.Fatal(err)
+	}
 	outR, outW := pipe(t)
 	errR, errW := pipe(t)
 	c, err := hostexec.Runner{}.StartChild(append(j.Command(), args...), j.Root(), []string{"SECRET=1"}, outW, errW)
@@ -201,6 +206,7 @@ func content(t *testing.T, path string) string {
 
 func TestJail(t *testing.T) {
 	cfg := newConfig(t)
+	cfg.Firecracker = program(t)
 	j, err := Prepare(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -213,6 +219,9 @@ func TestJail(t *testing.T) {
 	}
 	if want := filepath.Join(cfg.Dir, "jail/firecracker-v1.17.0-x86_64", testID, "root"); j.Root() != want {
 		t.Errorf("the root is %q, want %q", j.Root(), want)
+	}
+	if got := filepath.Join(cfg.Dir, j.Rel()); got != j.Root() {
+		t.Errorf("relative it is %q", j.Rel())
 	}
 	seen, stderr, status := run(t, j, "--api-sock", "firecracker.sock")
 	if status != 42 {
@@ -262,6 +271,7 @@ func TestJail(t *testing.T) {
 // TestAgain: a VM that reboots is jailed again, with or without the first jail having been removed.
 func TestAgain(t *testing.T) {
 	cfg := newConfig(t)
+	cfg.Firecracker = program(t)
 	var j *Jail
 	for range 3 {
 		var err error
@@ -370,7 +380,10 @@ func TestPrepareFails(t *testing.T) {
 		"the program's name": {func(_ *testing.T, cfg *Config) { cfg.Files[0].Name = "firecracker-v1.17.0-x86_64" }, `make a jail: "firecracker-v1.17.0-x86_64" cannot be the name of a file`},
 		"a path as name":     {func(_ *testing.T, cfg *Config) { cfg.Files[0].Name = "../base" }, `make a jail: "../base" cannot be the name of a file`},
 		"root":               {func(_ *testing.T, cfg *Config) { cfg.UID = 0 }, fmt.Sprintf("make a jail: user 0, group %d", UserOf(testID))},
-		"an id":              {func(_ *testing.T, cfg *Config) { cfg.ID = "a_b" }, `make a jail: "a_b" is no id for firecracker`},
+		"a long name": {func(t *testing.T, cfg *Config) {
+			cfg.Firecracker = write(t, filepath.Join(t.TempDir(), strings.Repeat("f", 48)), "", 0o700)
+		}, "leaves too little room for a socket's"},
+		"an id": {func(_ *testing.T, cfg *Config) { cfg.ID = "a_b" }, `make a jail: "a_b" is no id for firecracker`},
 		"two names": {func(t *testing.T, cfg *Config) {
 			if err := os.Link(cfg.Files[1].Host, cfg.Files[1].Host+".2"); err != nil {
 				t.Fatal(err)

@@ -49,7 +49,8 @@ func bind(fd int, target string, readOnly bool) error {
 // removeTries is how often something is unmounted, and a directory emptied, until it can be removed.
 const removeTries = 64
 
-// removeTree removes path and all below. What the calling thread sees mounted there is unmounted first, and nothing on it is touched.
+// removeTree removes path and all below. What the calling thread sees mounted there is unmounted first, and nothing on it
+// is touched.
 func removeTree(path string) error {
 	parent, err := unix.Open(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) {
