@@ -2,7 +2,7 @@
 // the socket, recovers what an earlier daemon left, and shuts down without touching a VM.
 //
 // daemon.go is the life of the process, supplies.go images and kernels as the
-// services need them, agent.go the guest agent's archive, listen.go and lock.go the socket and the
+// services need them, engine.go what runs VMs, agent.go the guest agent's archive, listen.go and lock.go the socket and the
 // lock, owner.go the processes that --rm VMs live for.
 package daemon
 
@@ -236,6 +236,9 @@ func (d *Daemon) Status(ctx context.Context) (api.DaemonStatus, error) {
 		return st, nil
 	}
 	st.Engine, st.EngineReason = eng.Engine+"/"+eng.Accel, eng.Reason
+	if eng.Fetch && eng.Reason == "" {
+		st.EngineReason = eng.Title() + " is not on this host yet: the first VM gets it"
+	}
 	return st, nil
 }
 

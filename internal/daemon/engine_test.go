@@ -166,6 +166,23 @@ func TestEngineMustBeFetched(t *testing.T) {
 	}
 }
 
+// TestEngineArchiveIsWrong: what a user put in place is not passed over in silence, and not held against the next fetch.
+func TestEngineArchiveIsWrong(t *testing.T) {
+	h := newHosting(t, "auto", true)
+	archive := program(t, filepath.Join(h.dir, "bin", h.fetch.Pin.Archive()), "no archive")
+	for range 2 {
+		if _, err := h.choose(t.Context(), progress.Discard); api.KindOf(err) != api.KindUnavailable || !strings.Contains(err.Error(), archive) {
+			t.Errorf("err = %v", err)
+		}
+	}
+	if err := os.Remove(archive); err != nil {
+		t.Fatal(err)
+	}
+	if d, err := h.choose(t.Context(), progress.Discard); err != nil || d.Engine != probe.Firecracker || h.asked.Load() != 1 {
+		t.Errorf("without it: %+v, %v", d, err)
+	}
+}
+
 // TestEngineFetchCancelled: Ctrl-C is no failure to remember.
 func TestEngineFetchCancelled(t *testing.T) {
 	h := newHosting(t, "auto", true)

@@ -133,7 +133,7 @@ func Decide(engine string, o Observations) (Decision, error) {
 	switch {
 	case why != "" && engine == Firecracker:
 		return Decision{}, api.Errorf(api.KindUnavailable, "engine \"firecracker\" needs KVM, which is not usable: %s", why).
-			WithHint("%s", hints(hint, "or set engine = \"auto\" in config.toml: VMs are emulated then"))
+			WithHint("%s", hints(hint, "set engine = \"auto\" in config.toml to have VMs emulated until then"))
 	case why != "":
 		d, err := onQEMU(o)
 		if err != nil { // the way that leads to Firecracker is worth more than that to QEMU

@@ -126,9 +126,13 @@ func (p *Prober) Failed(ctx context.Context, d Decision, cause error) (Decision,
 	return next, err == nil && !next.Fetch && (next.Engine != d.Engine || next.Accel != d.Accel)
 }
 
-// FetchFailed remembers that Firecracker could not be fetched: it is not tried again for an hour, but where nothing else runs VMs.
+// FetchFailed remembers that Firecracker could not be fetched: it is not tried again for an hour, but where nothing else runs VMs. An
+// archive that a user put in place is no fetch.
 func (p *Prober) FetchFailed(cause error) {
 	p.remember(func(m *memory, o Observations) {
+		if o.Fetch.Supplied {
+			return
+		}
 		m.Fetch = &fetchFailure{Version: o.Fetch.Version, Reason: line(cause), At: time.Now()}
 	})
 }

@@ -168,6 +168,11 @@ var versionLine = regexp.MustCompile(`^Firecracker v([0-9]{1,6}\.[0-9]{1,6}\.[0-
 func Version(ctx context.Context, path string) (string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, versionTimeout, fmt.Errorf("no answer within %s", versionTimeout))
 	defer cancel()
+	if st, err := os.Stat(path); err != nil {
+		return "", fmt.Errorf("%s: %w", path, cause(err))
+	} else if st.IsDir() {
+		return "", fmt.Errorf("%s is a directory", path)
+	}
 	var out head
 	err := hostexec.Runner{}.Run(ctx, hostexec.Cmd{
 		Argv: []string{path, "--version"}, Dir: "/", Env: []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"}, Stdout: &out, Grace: time.Second,

@@ -1,6 +1,8 @@
 package release
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -54,8 +56,18 @@ func TestVersion(t *testing.T) {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}
 	}
-	if _, err := Version(t.Context(), filepath.Join(dir, "nope")); err == nil || !strings.Contains(err.Error(), "nope") {
+	if _, err := Version(t.Context(), filepath.Join(dir, "nope")); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "nope: no such file") {
 		t.Errorf("no program: %v", err)
+	}
+	if _, err := Version(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "directory") {
+		t.Errorf("a directory: %v", err)
+	}
+	plain := filepath.Join(dir, "plain")
+	if err := os.WriteFile(plain, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Version(t.Context(), plain); err == nil {
+		t.Error("a file that is no program tells its version")
 	}
 }
 
@@ -119,4 +131,26 @@ func TestFind(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("own, not executable", "", Program{Path: link, Jailer: filepath.Join(opt, "jailer-v1.18.0-x86_64"), Source: Path})
+}
+
+// FuzzVersions: what a program prints and what a server says lead to no version, or range, that is none.
+func FuzzVersions(f *testing.F) {
+	for _, s := range []string{"1.17.0", "1.18.0-dev", "1.17.0+x-y", "1..0", "-1.0.0", "bytes 5-9/10", "bytes 5-9/*", "bytes -1-2/3", "bytes 9-9/5", "bytes */5"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		v, _, ok := parse(s)
+		if ok && (v[0] < 0 || v[1] < 0 || v[2] < 0 || !AtLeast(s, s)) {
+			t.Errorf("%q is version %v", s, v)
+		}
+		if AtLeast(s, Minimum) && !ok {
+			t.Errorf("%q, which is no version, is at least %s", s, Minimum)
+		}
+		if m := versionLine.FindStringSubmatch("Firecracker v" + s); m != nil && !AtLeast(m[1], "0.0.0-x") {
+			t.Errorf("%q is told as a version and is none", m[1])
+		}
+		if first, total, ok := contentRange(s); ok && (first < 0 || total != -1 && total < first) {
+			t.Errorf("%q is %d of %d", s, first, total)
+		}
+	})
 }
