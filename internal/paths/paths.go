@@ -123,6 +123,11 @@ const (
 	VMControl    = "control.sock" // the supervisor's own protocol
 	VMVsock      = "vsock.sock"   // Firecracker's CONNECT protocol, both engines
 
+	// In the directory of a snapshot.
+	SnapshotInfo   = "snapshot.json" // of the supervisor; secret
+	SnapshotState  = "state"         // the devices
+	SnapshotMemory = "memory"
+
 	VMFirecrackerAPI    = "firecracker.sock" // Firecracker's API
 	VMFirecrackerConfig = "firecracker.json" // its configuration, while it starts
 	VMFirecrackerLog    = "firecracker.log"  // a named pipe

@@ -77,6 +77,10 @@ type Spec struct {
 	BootDeadline time.Duration `json:"boot_deadline"`
 	// Unsafe: the data drive need not survive a crash of the host (--rm VMs).
 	Unsafe bool `json:"unsafe,omitempty"`
+	// Restore is the directory of a snapshot the VM goes on from instead of booting, absolute or relative to the VM's directory.
+	// Everything else is as it was when the snapshot was taken, the drives' content included; the files stay for as long as the VM
+	// runs. A reboot of the guest is a boot. Only with an engine that has Snapshotter.
+	Restore string `json:"restore,omitempty"`
 }
 
 // Drive is a block device of the guest.
@@ -175,6 +179,17 @@ type Machine interface {
 	OpenLink(ctx context.Context) (Link, error)
 	// Close drops the caller's connections; the VM goes on.
 	Close() error
+}
+
+// Snapshotter is a Machine that can be saved and go on later. An engine that cannot do one of these, as QEMU so far, gives an *api.Error
+// of KindUnavailable.
+type Snapshotter interface {
+	// Snapshot saves the memory and the devices of a paused VM, not its drives, in the directory dir, which exists; for
+	// Spec.Restore. The VM stays paused, and usable. A VM that is not paused is a KindConflict.
+	Snapshot(ctx context.Context, dir string) error
+	// SetBalloon asks the guest for mib MiB of its memory, which the host can use meanwhile; 0 gives all back. The guest gives
+	// what it can spare, and takes it back rather than run out.
+	SetBalloon(ctx context.Context, mib int) error
 }
 
 // Link carries the Ethernet frames of one VM, none longer than wire.MaxEthernet. As on a wire, frames may be lost

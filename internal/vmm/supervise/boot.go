@@ -48,6 +48,7 @@ type boot struct {
 	consolePipe, stderrPipe *outputPipe
 	stderr                  *lastLine
 
+	restore  string        // the snapshot it goes on from; empty for a boot
 	up, down chan struct{} // closed when the VMM runs, and when it is gone or did not start
 
 	welcome chan struct{} // closed at the first hello
@@ -103,6 +104,9 @@ func (b *boot) start(ctx context.Context) error {
 
 	secret := newSecret()
 	b.calls = newCallServer(secret, b, s.log)
+	if b.restore != "" {
+		return b.resume(ctx)
+	}
 	s.ports.put(b)
 	config := wire.Boot{Version: wire.Version, Secret: secret, Transport: transport(s.spec.Engine), Identity: s.spec.Identity}
 	if err := writeInitrd(paths.VMInitrd, s.spec.Initramfs, config); err != nil {
@@ -121,6 +125,22 @@ func (b *boot) start(ctx context.Context) error {
 		return err
 	}
 	s.started(b.vmm)
+	close(b.up)
+	return nil
+}
+
+// resume goes on with the guest of a snapshot.
+func (b *boot) resume(ctx context.Context) error {
+	info, err := readSnapshot(b.s.spec)
+	if err != nil {
+		return err
+	}
+	b.calls.resume(info.Token)
+	b.s.ports.put(b)
+	if err := b.startFirecracker(ctx); err != nil {
+		return err
+	}
+	b.s.started(b.vmm)
 	close(b.up)
 	return nil
 }

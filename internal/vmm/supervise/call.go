@@ -156,6 +156,16 @@ func (c *callServer) knows(token string) bool {
 	return same(token, c.token)
 }
 
+// given is the token the agent of this boot was given; empty before.
+func (c *callServer) given() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.token
+}
+
+// resume makes the server one of a guest that was restored: it has been welcomed before, and has a token.
+func (c *callServer) resume(token string) { c.used, c.token = true, token }
+
 // same compares in constant time; an empty want is the same as nothing.
 func same(got, want string) bool {
 	return want != "" && subtle.ConstantTimeCompare([]byte(got), []byte(want)) == 1

@@ -20,6 +20,8 @@ const (
 	requestTimeout = 10 * time.Second
 	// opTimeout bounds what is asked of the VMM.
 	opTimeout = 30 * time.Second
+	// snapshotTimeout is the same for what writes the guest's memory to disk.
+	snapshotTimeout = 10 * time.Minute
 )
 
 // controlServer serves control.sock for a supervisor.
@@ -104,7 +106,7 @@ func (c *controlServer) do(ctx context.Context, req request) error {
 		return api.Errorf(api.KindVersion, "the VM's supervisor speaks version %d of its protocol, this daemon %d",
 			ProtocolVersion, req.Version).WithHint("stop the VM and start it again")
 	}
-	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	ctx, cancel := context.WithTimeout(ctx, req.timeout())
 	defer cancel()
 	switch req.Op {
 	case opVersion:
@@ -115,6 +117,10 @@ func (c *controlServer) do(ctx context.Context, req request) error {
 		return c.s.resume(ctx)
 	case opResize:
 		return c.s.resize(ctx, req.Drive)
+	case opSnapshot:
+		return c.s.snapshot(ctx, req.Dir)
+	case opBalloon:
+		return c.s.setBalloon(ctx, req.MiB)
 	case opKill:
 		return c.s.killAndWait(ctx)
 	default:

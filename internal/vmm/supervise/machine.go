@@ -22,8 +22,8 @@ import (
 )
 
 const (
-	// askTimeout bounds an answer of the supervisor where the caller's context does not.
-	askTimeout = opTimeout + 5*time.Second
+	// askGrace is how much later than the supervisor's own time for an operation its answer may come.
+	askGrace = 5 * time.Second
 	// exitWait is how long after it hung up a supervisor may take to be gone.
 	exitWait = 5 * time.Second
 )
@@ -171,7 +171,7 @@ func (m *machine) bound(ctx context.Context) (context.Context, context.CancelFun
 
 // ask runs one operation of the control protocol.
 func (m *machine) ask(ctx context.Context, req request) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, req.timeout()+askGrace)
 	defer cancel()
 	conn, err := m.dial(ctx, paths.VMControl)
 	if err != nil {

@@ -35,6 +35,9 @@ const (
 	opResize  = "resize"
 	opKill    = "kill"
 	opLink    = "link"
+
+	opSnapshot = "snapshot"
+	opBalloon  = "balloon"
 )
 
 type request struct {
@@ -42,6 +45,9 @@ type request struct {
 	Op      string `json:"op"`
 	// Drive is opResize's.
 	Drive string `json:"drive,omitempty"`
+	// Dir is opSnapshot's, MiB opBalloon's.
+	Dir string `json:"dir,omitempty"`
+	MiB int    `json:"mib,omitempty"`
 }
 
 type reply struct {

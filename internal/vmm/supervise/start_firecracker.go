@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/vmm/driver"
@@ -16,10 +17,14 @@ func (b *boot) startFirecracker(ctx context.Context) error {
 	if err := b.openOutput(); err != nil {
 		return err
 	}
-	v, err := firecracker.Start(ctx, firecracker.Config{
+	cfg := firecracker.Config{
 		Spec: s.spec, Dir: ".", Initrd: paths.VMInitrd,
 		Console: b.consolePipe.w, Stderr: b.stderrPipe.w, Log: s.vmmLog, Env: vmmEnv(),
-	})
+	}
+	if b.restore != "" {
+		cfg.Restore = &firecracker.Restore{State: filepath.Join(b.restore, paths.SnapshotState), Memory: filepath.Join(b.restore, paths.SnapshotMemory)}
+	}
+	v, err := firecracker.Start(ctx, cfg)
 	if err == nil {
 		b.vmm = v
 		return nil

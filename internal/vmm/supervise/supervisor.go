@@ -293,11 +293,13 @@ func listen(name string) (*net.UnixListener, error) {
 // runVM starts the VMM as often as it takes, and returns how the VM ended.
 func (s *supervisor) runVM(ctx context.Context) vmm.End {
 	retried := false
-	quick := 0 // reboots in a row that came soon after their start
+	restore := s.spec.Restore // once
+	quick := 0                // reboots in a row that came soon after their start
 	for {
 		began := time.Now()
-		b := &boot{s: s, up: make(chan struct{}), down: make(chan struct{}), welcome: make(chan struct{}), verb: make(chan string, 1), bad: make(chan string, 1)}
+		b := &boot{s: s, restore: restore, up: make(chan struct{}), down: make(chan struct{}), welcome: make(chan struct{}), verb: make(chan string, 1), bad: make(chan string, 1)}
 		out := b.run(ctx)
+		restore = ""
 		switch {
 		case !out.again:
 			return out.end
@@ -348,6 +350,8 @@ func checkSpec(spec vmm.Spec) error {
 		return bad("unknown engine %q", spec.Engine)
 	case spec.Accel != vmm.AccelKVM && spec.Accel != vmm.AccelTCG:
 		return bad("unknown acceleration %q", spec.Accel)
+	case spec.Restore != "" && spec.Engine != vmm.EngineFirecracker:
+		return api.Errorf(api.KindUnavailable, "engine %q restores no snapshots", spec.Engine)
 	case spec.Engine == vmm.EngineFirecracker && spec.Accel != vmm.AccelKVM:
 		return bad("firecracker has no software emulation")
 	case spec.Engine == vmm.EngineFirecracker && spec.Identity.Network != nil && spec.Identity.Network.Device != wire.DeviceTAP:

@@ -52,6 +52,7 @@ func Run(t *testing.T, newFixture New) {
 		"AttachRunning": testAttachRunning,
 		"Pause":         testPause,
 		"ResizeDrive":   testResizeDrive,
+		"Snapshot":      testSnapshot,
 		"Kill":          testKill,
 		"Poweroff":      testPoweroff,
 		"Halt":          testHalt,
