@@ -288,13 +288,6 @@ func TestRealGuest(t *testing.T) {
 	}
 	t.Logf("exec, guest to host: %s", rate(len(data), began))
 
-	began = time.Now()
-	g.run(t, bytes.NewReader(data), "sh", "-c", "cat >/dev/null")
-	t.Logf("exec, host to guest, null: %s", rate(len(data), began))
-	began = time.Now()
-	g.run(t, nil, "head", "-c", "50M", "/dev/zero")
-	t.Logf("exec, guest to host, zero: %s", rate(len(data), began))
-
 	stop := g.startPeers(t)
 	defer stop()
 	t.Run("bulk", g.bulk)

@@ -686,41 +686,90 @@ func TestQuietGuest(t *testing.T) {
 	}
 }
 
-// TestRequestTimeout: a guest that does not answer is given up with the next connection, not before.
-func TestRequestTimeout(t *testing.T) {
-	d, err := Bind(Config{CID: 3, UDSPath: filepath.Join(t.TempDir(), "v")})
+// bare is a muxer without a device, and one connection of it with its other end.
+func bare(t *testing.T, c *conn) (m *muxer, host *os.File) {
+	t.Helper()
+	d, err := Bind(Config{CID: guestCID, UDSPath: filepath.Join(t.TempDir(), "v")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.Close()
+	t.Cleanup(d.Close)
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(pair[1])
-	c := &conn{key: key{1, 2}, fd: pair[0], state: hostAsks, todo: doRequest}
+	host = os.NewFile(uintptr(pair[1]), "host")
+	t.Cleanup(func() { host.Close() })
+	c.fd = pair[0]
 	if err := d.mux.add(c); err != nil {
 		t.Fatal(err)
 	}
+	return d.mux, host
+}
+
+// next is the op of the next packet for the guest; 0 where there is none.
+func (m *muxer) next() op {
 	room := [][]byte{make([]byte, 100)}
-	next := func() op {
-		if d.mux.toGuest(room) == 0 {
-			return 0
-		}
-		var p packet
-		p.decode((*[packetLen]byte)(room[0]))
-		return p.op
+	if m.toGuest(room) == 0 {
+		return 0
 	}
-	if o := next(); o != opRequest {
+	var p packet
+	p.decode((*[packetLen]byte)(room[0]))
+	return p.op
+}
+
+// TestRequestTimeout: a guest that does not answer is given up with the next connection, not before.
+func TestRequestTimeout(t *testing.T) {
+	m, _ := bare(t, &conn{key: key{1, 2}, state: hostAsks, todo: doRequest})
+	if o := m.next(); o != opRequest {
 		t.Fatalf("op %d", o)
 	}
-	d.mux.sweep(time.Now().Add(requestTimeout - time.Second))
-	if o := next(); o != 0 {
+	m.sweep(time.Now().Add(requestTimeout - time.Second))
+	if o := m.next(); o != 0 {
 		t.Errorf("op %d before its time", o)
 	}
-	d.mux.sweep(time.Now().Add(requestTimeout + time.Second))
-	if o := next(); o != opReset || len(d.mux.conns) > 0 {
-		t.Errorf("op %d in time, %d connections", o, len(d.mux.conns))
+	m.sweep(time.Now().Add(requestTimeout + time.Second))
+	if o := m.next(); o != opReset || len(m.conns) > 0 {
+		t.Errorf("op %d in time, %d connections", o, len(m.conns))
+	}
+}
+
+// TestSlowHost: what the guest sent before it closed waits for the host, but not beyond the time of a close: a connection that
+// is made then costs the host the rest.
+func TestSlowHost(t *testing.T) {
+	for name, late := range map[string]bool{"in time": false, "late": true} {
+		t.Run(name, func(t *testing.T) {
+			c := &conn{key: key{1, 2}, state: established, peerAlloc: 1 << 16}
+			m, host := bare(t, c)
+			p := packet{srcCID: guestCID, dstCID: hostCID, srcPort: 2, dstPort: 1, kind: typeStream, op: opData, size: maxData}
+			sent := 0
+			for len(c.buf) == 0 {
+				m.fromGuest(&p, [][]byte{make([]byte, maxData)})
+				sent += maxData
+			}
+			for m.next() != 0 { // credit
+			}
+			p.op, p.size, p.flags = opShutdown, 0, shutRecv|shutSend
+			m.fromGuest(&p, nil)
+			if late {
+				m.sweep(time.Now().Add(closeTimeout + time.Second))
+			} else if o := m.next(); o != 0 {
+				t.Fatalf("op %d", o)
+			}
+			done := make(chan int)
+			go func() {
+				n, _ := io.Copy(io.Discard, host)
+				done <- int(n)
+			}()
+			for o := m.next(); o != opReset; o = m.next() {
+				if err := errors.Join(m.settle(), m.poll.wait(1000)); err != nil || o != 0 {
+					t.Fatalf("op %d, %v", o, err)
+				}
+			}
+			if got := <-done; (got == sent) == late {
+				t.Errorf("the host has %d bytes of %d", got, sent)
+			}
+		})
 	}
 }
 
