@@ -107,7 +107,7 @@ type resources struct {
 	config
 	log *logger
 	// bind makes the socket of the vsock device, unbind takes it away.
-	bind   func(path string) error
+	bind   func(vsockConfig) error
 	unbind func()
 	// bootSpecific: something was set after which no snapshot may be loaded.
 	bootSpecific bool
@@ -220,7 +220,7 @@ func (r *resources) setVsock(v vsockConfig) error {
 		}
 		r.Vsock = nil
 	}
-	if err := r.bind(v.UDSPath); err != nil {
+	if err := r.bind(v); err != nil {
 		return faultf("Cannot create backend for vsock device: Error binding to the host-side Unix socket: %s", osError(err))
 	}
 	r.Vsock = &v
@@ -309,19 +309,19 @@ func (r *resources) sections(c config) []section {
 }
 
 // load takes a configuration file. Firecracker passes over top-level names it does not know: here they are an error, since a name that is
-// misspelt would be a device that is missing. The error's second text is Rust's for stderr.
-func (r *resources) load(text []byte, spec *spec) (err error, debug string) {
+// misspelt would be a device that is missing. debug is an error as Rust shows it.
+func (r *resources) load(text []byte, spec *spec) (debug string, err error) {
 	var c config
 	if err := decode(text, &c); err != nil {
 		if top := unknownTop(text); top != "" {
 			violation("the configuration file has %q, which Firecracker ignores", top)
 		}
-		return faultf("Invalid JSON: %w", err), fmt.Sprintf("ParseFromJson(InvalidJson(Error(%q)))", err.Error())
+		return fmt.Sprintf("ParseFromJson(InvalidJson(Error(%q)))", err.Error()), faultf("Invalid JSON: %w", err)
 	}
 	// The sections as they were given, not as they were understood.
 	var given map[string]json.RawMessage
 	if err := json.Unmarshal(text, &given); err != nil {
-		return err, ""
+		return "", err
 	}
 	bodies := bodiesOf(given, c)
 	for _, s := range r.sections(c) {
@@ -331,10 +331,10 @@ func (r *resources) load(text []byte, spec *spec) (err error, debug string) {
 			err = s.set()
 		}
 		if err != nil {
-			return faultf("%s: %w", s.words, err), fmt.Sprintf("ParseFromJson(%s(%q))", s.variant, err.Error())
+			return fmt.Sprintf("ParseFromJson(%s(%q))", s.variant, err.Error()), faultf("%s: %w", s.words, err)
 		}
 	}
-	return nil, ""
+	return "", nil
 }
 
 // bodiesOf are the sections of a file as the bodies of their requests.

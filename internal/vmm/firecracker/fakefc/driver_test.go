@@ -25,25 +25,29 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/vmm/firecracker"
 )
 
-// startDriver starts banger's driver on the fake in dir. Its thread lives until the test has ended.
+// startDriver starts banger's driver on the fake in dir, whose VM is that of newDir.
 func startDriver(t *testing.T, dir string, restore *firecracker.Restore) (*firecracker.VMM, error) {
+	t.Helper()
+	return startVM(t, deadline(t), firecracker.Config{Dir: dir, Restore: restore, Spec: vmm.Spec{
+		CPUs: 2, MemoryMiB: 256, Kernel: filepath.Join(dir, "vmlinux"),
+		Drives: []vmm.Drive{{ID: wire.DriveBase, Path: filepath.Join(dir, "base.ext4"), ReadOnly: true}, {ID: wire.DriveData, Path: "data.ext4"}},
+	}})
+}
+
+// startVM starts banger's driver on the fake. Its thread lives until the test has ended.
+func startVM(t *testing.T, ctx context.Context, cfg firecracker.Config) (*firecracker.VMM, error) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	devNull, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	console, err := os.OpenFile(filepath.Join(t.TempDir(), "console"), os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := firecracker.Config{
-		Dir: dir, Initrd: "initrd", Console: devNull, Stderr: os.Stderr, Log: t.Output(), Env: []string{"PATH=" + os.Getenv("PATH")}, Restore: restore,
-		Spec: vmm.Spec{
-			Version: vmm.SpecVersion, VM: "0123456789abcdef", Name: "dev", Engine: "firecracker", Binary: self, CPUs: 2, MemoryMiB: 256,
-			Kernel: filepath.Join(dir, "vmlinux"),
-			Drives: []vmm.Drive{{ID: wire.DriveBase, Path: filepath.Join(dir, "base.ext4"), ReadOnly: true}, {ID: wire.DriveData, Path: "data.ext4"}},
-		},
-	}
+	s := &cfg.Spec
+	s.Version, s.VM, s.Name, s.Engine, s.Binary = vmm.SpecVersion, "0123456789abcdef", "dev", "firecracker", self
+	cfg.Initrd, cfg.Console, cfg.Stderr, cfg.Log, cfg.Env = "initrd", console, os.Stderr, t.Output(), []string{"PATH=" + os.Getenv("PATH")}
 	type result struct {
 		v   *firecracker.VMM
 		err error
@@ -51,9 +55,12 @@ func startDriver(t *testing.T, dir string, restore *firecracker.Restore) (*firec
 	started, over := make(chan result), make(chan struct{})
 	t.Cleanup(func() {
 		close(over)
-		devNull.Close()
+		b, _ := os.ReadFile(console.Name())
+		console.Close()
+		if t.Failed() {
+			t.Logf("console:\n%s", b[max(0, len(b)-4096):])
+		}
 	})
-	ctx := deadline(t)
 	go func() {
 		runtime.LockOSThread() // the kernel kills the VMM with its thread
 		v, err := firecracker.Start(ctx, cfg)
@@ -166,10 +173,9 @@ func TestSnapshotRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			write(t, dir, "snap.state", state)
 			c.spoil()
-			var start *driver.StartError
 			if _, err := startDriver(t, dir, restore); err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("load: %v, want %q", err, c.says)
-			} else if !errors.As(err, &start) {
+			} else if _, ok := errors.AsType[*driver.StartError](err); !ok {
 				t.Errorf("load: %v is no StartError", err)
 			}
 			_ = os.Rename(filepath.Join(dir, "elsewhere"), filepath.Join(dir, "data.ext4"))

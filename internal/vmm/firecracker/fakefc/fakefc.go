@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/signal"
@@ -24,6 +25,7 @@ import (
 
 	"git.thaloco.com/thaloco/banger/internal/guest/sshd"
 	"git.thaloco.com/thaloco/banger/internal/vmm/fakeguest"
+	"git.thaloco.com/thaloco/banger/internal/vmm/firecracker/fakefc/vhostvsock"
 )
 
 // Banner is the first line on the console of a fakeguest.
@@ -77,7 +79,7 @@ func Main(args []string) int {
 	log.id, log.level, log.showLevel = opt.id, level, opt.showLevel
 	if opt.logPath != "" {
 		if log.fd, err = openLog(opt.logPath); err != nil {
-			return startFailed(log, exitError, fmt.Errorf("Could not initialize logger: Failed to open target file: %s", osError(err)))
+			return startFailed(log, exitError, faultf("Could not initialize logger: Failed to open target file: %s", osError(err)))
 		}
 	}
 	if err := checkID(opt.id); err != nil {
@@ -87,10 +89,12 @@ func Main(args []string) int {
 		fmt.Fprintln(os.Stderr, knobs.CrashAtStart)
 		return exitError
 	}
-	// In the confinement of a Landlock there is no mounting.
-	if err := fakeguest.OwnNamespace(); err != nil && !errors.Is(err, unix.EPERM) {
-		fmt.Fprintln(os.Stderr, "fakefc:", err)
-		return exitError
+	if knobs.Backend != BackendQEMU {
+		// In the confinement of a Landlock there is no mounting.
+		if err := fakeguest.OwnNamespace(); err != nil && !errors.Is(err, unix.EPERM) {
+			fmt.Fprintln(os.Stderr, "fakefc:", err)
+			return exitError
+		}
 	}
 	f := &fake{opt: opt, knobs: knobs, log: log, spec: newSpec(knobs.Spec), state: stateNotStarted, end: make(chan int, 1)}
 	f.res = newResources(log)
@@ -161,7 +165,8 @@ type fake struct {
 
 	res            *resources
 	gate           *gate
-	dev            *device // nil where there is no vsock device, or the backend has one of its own
+	dev            *device            // nil where there is no vsock device, or the backend is QEMU
+	vhost          *vhostvsock.Device // then this is it
 	guest          guest
 	state          string
 	noted          string // the last line in RequestsFile
@@ -221,7 +226,7 @@ func (f *fake) serve(ln *net.UnixListener) {
 // buildFromFile is the boot by a configuration file.
 func (f *fake) buildFromFile(text []byte) (status int) {
 	f.note("CONFIG "+f.opt.configFile, text)
-	err, debug := f.res.load(text, f.spec)
+	debug, err := f.res.load(text, f.spec)
 	if err != nil {
 		err = faultf("Configuration for VMM from one single json failed: %w", err)
 	} else if err = f.build(); err != nil {
@@ -315,23 +320,23 @@ func (f *fake) abandon() {
 }
 
 // bind makes the socket of the vsock device.
-func (f *fake) bind(path string) error {
+func (f *fake) bind(v vsockConfig) (err error) {
 	if f.knobs.Backend == BackendQEMU {
-		return f.bindQEMU(path)
-	}
-	dev, err := newDevice(path, f.gate)
-	if err != nil {
+		f.vhost, err = vhostvsock.Bind(vhostvsock.Config{CID: uint64(v.GuestCID), UDSPath: v.UDSPath, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 		return err
 	}
-	f.dev = dev
-	return nil
+	f.dev, err = newDevice(v.UDSPath, f.gate)
+	return err
 }
 
 func (f *fake) unbind() {
 	if f.dev != nil {
 		f.dev.close()
-		f.dev = nil
 	}
+	if f.vhost != nil {
+		f.vhost.Close()
+	}
+	f.dev, f.vhost = nil, nil
 }
 
 // build makes the VM of the resources and lets it run.
@@ -348,7 +353,12 @@ func (f *fake) build() error {
 		return err
 	}
 	if f.knobs.Backend == BackendQEMU {
-		return f.buildQEMU()
+		g := &emulator{config: f.res.config, args: f.kernelArgs(), log: f.log, vhost: f.vhost}
+		if err := g.boot(f.finish); err != nil {
+			return err
+		}
+		f.guest, f.state = g, stateRunning
+		return nil
 	}
 	state, err := newState(f.res.config, boots)
 	if err != nil {
@@ -357,16 +367,20 @@ func (f *fake) build() error {
 	return f.start(state, boots)
 }
 
+// kernelArgs are the kernel's arguments.
+func (f *fake) kernelArgs() []string {
+	if b := f.res.BootSource; b != nil && b.BootArgs != nil {
+		return strings.Fields(*b.BootArgs)
+	}
+	return strings.Fields(defaultArgs)
+}
+
 // start runs a guest from a state.
 func (f *fake) start(state guestState, boots int) error {
-	args := defaultArgs
-	if b := f.res.BootSource; b != nil && b.BootArgs != nil {
-		args = *b.BootArgs
-	}
 	if err := unix.SetNonblock(1, true); err != nil {
 		return err
 	}
-	m := &machine{knobs: f.knobs, boots: boots, state: state, args: strings.Fields(args), log: f.log, dev: f.dev, gate: f.gate, console: console{1}}
+	m := &machine{knobs: f.knobs, boots: boots, state: state, args: f.kernelArgs(), log: f.log, dev: f.dev, gate: f.gate, console: console{1}}
 	if err := m.boot(f.finish); err != nil {
 		return err
 	}

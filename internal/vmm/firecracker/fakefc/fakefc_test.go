@@ -32,7 +32,7 @@ func TestCommandLine(t *testing.T) {
 		"bad file":   {[]string{"--api-sock", "fc.sock", "--config-file", "absent"}, -1, "Unable to open or read from the configuration file", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := start(t, shortDir(t), c.args...)
+			p := start(t, t.TempDir(), c.args...)
 			if status := p.end(t); status != c.status {
 				t.Errorf("the status is %d, want %d", status, c.status)
 			}
@@ -48,7 +48,7 @@ func TestCommandLine(t *testing.T) {
 
 func TestVersionOfTheEnvironment(t *testing.T) {
 	t.Setenv(EnvVersion, "1.12.0")
-	p := start(t, shortDir(t), "--version")
+	p := start(t, t.TempDir(), "--version")
 	if status := p.end(t); status != 0 || !strings.HasPrefix(p.stdout.String(), "Firecracker v1.12.0\n") {
 		t.Errorf("status %d, %q", status, p.stdout.String())
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -109,23 +110,11 @@ func (m *machine) boot(finish func(status int)) (err error) {
 }
 
 // has reports whether the kernel was given an argument.
-func (m *machine) has(arg string) bool {
-	for _, a := range m.args {
-		if a == arg {
-			return true
-		}
-	}
-	return false
-}
+func (m *machine) has(arg string) bool { return slices.Contains(m.args, arg) }
 
 // hasKey likewise, for key=value.
 func (m *machine) hasKey(key string) bool {
-	for _, a := range m.args {
-		if strings.HasPrefix(a, key+"=") {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(m.args, func(a string) bool { return strings.HasPrefix(a, key+"=") })
 }
 
 // greet writes what a kernel would to its console, where it has one.

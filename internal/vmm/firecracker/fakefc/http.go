@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,6 +19,9 @@ const (
 	// maxHeader is the longest line of a request's head, in bytes.
 	maxHeader = 1024
 )
+
+// errInvalidRequest is what is said of a request that is none.
+const errInvalidRequest = fault("Invalid request.")
 
 // request is one of the API.
 type request struct {
@@ -109,61 +113,22 @@ func (s *server) read(r *bufio.Reader, w io.Writer) (req request, err error) {
 	if err != nil {
 		return req, err
 	}
-	words := strings.Split(line, " ")
-	if len(words) != 3 {
-		return req, errors.New("Invalid request.")
+	if req, err = requestLine(line); err != nil {
+		return req, err
 	}
-	req.method, req.path = words[0], words[1]
-	switch req.method {
-	case "GET", "PUT", "PATCH":
-	default:
-		return req, fmt.Errorf("Invalid HTTP Method: %s", "Unsupported HTTP method.")
+	length, expect, err := req.readHead(r)
+	switch {
+	case err != nil:
+		return req, err
+	case length > s.maxPayload:
+		return req, faultf("Request payload with size %d is larger than the limit of %d allowed by server.", length, s.maxPayload)
+	case length == 0:
+		return req, nil
 	}
-	if rest, ok := strings.CutPrefix(req.path, "http://"); ok {
-		_, path, _ := strings.Cut(rest, "/")
-		req.path = "/" + path
-	}
-	if !strings.HasPrefix(req.path, "/") {
-		return req, fmt.Errorf("Invalid URI: %s", "Invalid URI.")
-	}
-	if words[2] != "HTTP/1.1" && words[2] != "HTTP/1.0" {
-		return req, fmt.Errorf("Invalid HTTP Version: %s", "Unsupported HTTP version.")
-	}
-	length, expect := 0, false
-	for {
-		line, err := readHeader(r)
-		if err != nil {
-			return req, errors.New("Invalid request.")
-		}
-		if line == "" {
-			break
-		}
-		name, value, ok := strings.Cut(line, ":")
-		value = strings.TrimSpace(value)
-		switch {
-		case !ok:
-			return req, fmt.Errorf("Invalid header. Reason: Header contains invalid characters. Key: %s", line)
-		case strings.EqualFold(name, "Content-Length"):
-			if length, err = strconv.Atoi(value); err != nil || length < 0 {
-				return req, fmt.Errorf("Invalid header. Reason: Invalid value. Key:%s; Value:%s", name, value)
-			}
-		case strings.EqualFold(name, "Transfer-Encoding") && strings.EqualFold(value, "chunked"):
-			// Firecracker takes the request as one without a body, and the body as the next request.
-			violation("%s %s: a body in chunks, which Firecracker does not read", req.method, req.path)
-		case strings.EqualFold(name, "Expect"):
-			expect = true
-		}
-	}
-	if length > s.maxPayload {
-		return req, fmt.Errorf("Request payload with size %d is larger than the limit of %d allowed by server.", length, s.maxPayload)
-	}
-	if expect && length > 0 {
+	if expect {
 		if _, err := io.WriteString(w, "HTTP/1.1 100 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n\r\n"); err != nil {
 			return req, io.EOF
 		}
-	}
-	if length == 0 {
-		return req, nil
 	}
 	req.body, req.hasBody = make([]byte, length), true
 	if _, err := io.ReadFull(r, req.body); err != nil {
@@ -172,11 +137,62 @@ func (s *server) read(r *bufio.Reader, w io.Writer) (req request, err error) {
 	return req, nil
 }
 
+// requestLine parses the first line.
+func requestLine(line string) (req request, err error) {
+	words := strings.Split(line, " ")
+	if len(words) != 3 {
+		return req, errInvalidRequest
+	}
+	req.method, req.path = words[0], words[1]
+	if !slices.Contains([]string{"GET", "PUT", "PATCH"}, req.method) {
+		return req, fault("Invalid HTTP Method: Unsupported HTTP method.")
+	}
+	if rest, ok := strings.CutPrefix(req.path, "http://"); ok {
+		_, path, _ := strings.Cut(rest, "/")
+		req.path = "/" + path
+	}
+	if !strings.HasPrefix(req.path, "/") {
+		return req, fault("Invalid URI: Invalid URI.")
+	}
+	if words[2] != "HTTP/1.1" && words[2] != "HTTP/1.0" {
+		return req, fault("Invalid HTTP Version: Unsupported HTTP version.")
+	}
+	return req, nil
+}
+
+// readHead reads the rest of a head: the length of the body, and whether its sender waits to be asked for it.
+func (req request) readHead(r *bufio.Reader) (length int, expect bool, err error) {
+	for {
+		line, err := readHeader(r)
+		if err != nil {
+			return 0, false, errInvalidRequest
+		}
+		if line == "" {
+			return length, expect, nil
+		}
+		name, value, ok := strings.Cut(line, ":")
+		value = strings.TrimSpace(value)
+		switch {
+		case !ok:
+			return 0, false, faultf("Invalid header. Reason: Header contains invalid characters. Key: %s", line)
+		case strings.EqualFold(name, "Content-Length"):
+			if length, err = strconv.Atoi(value); err != nil || length < 0 {
+				return 0, false, faultf("Invalid header. Reason: Invalid value. Key:%s; Value:%s", name, value)
+			}
+		case strings.EqualFold(name, "Transfer-Encoding") && strings.EqualFold(value, "chunked"):
+			// Firecracker takes the request as one without a body, and the body as the next request.
+			violation("%s %s: a body in chunks, which Firecracker does not read", req.method, req.path)
+		case strings.EqualFold(name, "Expect"):
+			expect = true
+		}
+	}
+}
+
 // readHeader reads a line of a request's head.
 func readHeader(r *bufio.Reader) (string, error) {
 	line, err := r.ReadSlice('\n')
 	if errors.Is(err, bufio.ErrBufferFull) {
-		return "", errors.New("Invalid request.")
+		return "", errInvalidRequest
 	}
 	if err != nil {
 		return "", io.EOF

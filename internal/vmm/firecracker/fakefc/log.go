@@ -39,7 +39,6 @@ func (l *logger) write(level int, name, thread, format string, args ...any) {
 }
 
 func (l *logger) errorf(format string, args ...any) { l.write(1, "ERROR", "main", format, args...) }
-func (l *logger) warnf(format string, args ...any)  { l.write(2, "WARN", "main", format, args...) }
 func (l *logger) infof(format string, args ...any)  { l.write(3, "INFO", "main", format, args...) }
 func (l *logger) apif(format string, args ...any)   { l.write(3, "INFO", "fc_api", format, args...) }
 

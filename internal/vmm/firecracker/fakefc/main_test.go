@@ -59,21 +59,10 @@ func write(t *testing.T, dir, name string, text []byte) {
 	}
 }
 
-// shortDir is a directory in which a socket's path is not too long.
-func shortDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "fakefc")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return dir
-}
-
 // newDir is a VM's directory with the files of good.
 func newDir(t *testing.T, knobs Knobs, network *wire.Network) string {
 	t.Helper()
-	dir := shortDir(t)
+	dir := t.TempDir()
 	var initrd bytes.Buffer
 	err := initramfs.WriteBoot(&initrd, wire.Boot{
 		Version: wire.Version, Secret: secret, Transport: wire.TransportVsock,
@@ -208,6 +197,8 @@ type host struct {
 	ln    *net.UnixListener
 	lines chan wire.Call
 	conns chan net.Conn
+	// patience is how long await waits; 0 for that of deadline.
+	patience time.Duration
 }
 
 // listenCalls answers the calls of the guest in dir.
@@ -260,6 +251,11 @@ func (h *host) serve(conn net.Conn, used *bool) {
 func (h *host) await(t *testing.T, is func(wire.Call) bool) wire.Call {
 	t.Helper()
 	ctx := deadline(t)
+	if h.patience > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(t.Context(), h.patience)
+		defer cancel()
+	}
 	for {
 		select {
 		case c := <-h.lines:

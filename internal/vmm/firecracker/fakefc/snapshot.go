@@ -151,7 +151,7 @@ func (f *fake) restore(l snapshotLoad) error {
 		if l.Vsock != nil {
 			v.UDSPath = l.Vsock.UDSPath
 		}
-		if err := f.bind(v.UDSPath); err != nil {
+		if err := f.bind(*v); err != nil {
 			return faultf("Failed to restore from snapshot: Failed to build microVM from snapshot: Failed to restore devices: Vsock restore error: Error binding to the host-side Unix socket: %s", osError(err))
 		}
 	}
@@ -165,11 +165,11 @@ func (f *fake) restore(l snapshotLoad) error {
 func describe(path string) (string, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return "", fmt.Errorf("Unable to open snapshot state file: %s", osError(err))
+		return "", faultf("Unable to open snapshot state file: %s", osError(err))
 	}
 	var s snapshot
 	if err := json.Unmarshal(text, &s); err != nil {
-		return "", fmt.Errorf("Invalid data format version of snapshot file: %w", err)
+		return "", faultf("Invalid data format version of snapshot file: %w", err)
 	}
 	return s.Version, nil
 }

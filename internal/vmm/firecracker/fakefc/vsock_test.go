@@ -24,7 +24,7 @@ type guestSide struct {
 // newGuestSide makes a device; its guest is there after up.
 func newGuestSide(t *testing.T) *guestSide {
 	t.Helper()
-	dir := shortDir(t)
+	dir := t.TempDir()
 	dev, err := newDevice(filepath.Join(dir, "vsock.sock"), newGate())
 	if err != nil {
 		t.Fatal(err)
