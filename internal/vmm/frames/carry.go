@@ -26,12 +26,13 @@ const (
 	batch = 2 * (prefix + wire.MaxEthernet)
 )
 
-// Carry carries frames between a stream and vm, both ways: as wire.PortNet says on the stream, a frame to a read or a write at vm, which is
-// the VM's end of a Pair, or a TAP. It returns nil when the stream has ended, an error where it ended within a frame or broke
-// the framing, and ctx's cause soon after ctx has ended. Then no goroutine of it is left, and vm can be carried for again; stream is good for nothing any more,
-// and the caller's to close. Meanwhile the deadlines of both are Carry's.
+// Carry carries frames between a stream and vm, both ways: as wire.PortNet says on the stream, a frame to a read or a write at vm,
+// which is the VM's end of a Pair, or a TAP. It returns nil when the stream has ended, an error where it ended within a frame or
+// broke the framing, and ctx's cause soon after ctx has ended. Then no goroutine of it is left, and vm can be carried for again;
+// stream is good for nothing any more, and the caller's to close. The deadlines of both are Carry's; at first there are none.
 //
-// It waits where a side has no room: a frame is lost only where Link.WriteFrame would lose it, where the TAP is down, and where the stream breaks.
+// It waits where a side has no room: a frame is lost only where Link.WriteFrame would lose it, where the TAP is down, and where
+// the stream breaks.
 func Carry(ctx context.Context, stream net.Conn, vm *os.File) error {
 	rc, err := vm.SyscallConn()
 	if err != nil {

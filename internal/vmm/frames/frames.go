@@ -1,6 +1,9 @@
 // Package frames carries a VM's Ethernet frames over a pair of unix datagram sockets: a datagram is a
 // frame, so whoever holds an end can die in the middle of anything and the next holder still finds whole frames.
 // QEMU takes one end as `-netdev socket,fd=`, bangerd reads and writes the other.
+//
+// frames.go is the pair and its ends. carry.go carries frames between an end, or a TAP, and a stream: where the guest has its TAP itself, the agent
+// and the supervisor each hold an end of that stream.
 package frames
 
 import (
