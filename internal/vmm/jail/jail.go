@@ -8,7 +8,7 @@
 //
 // The jailer starts no process: it becomes Firecracker, which so is the caller's child. But that the kernel kills the child
 // with its parent (PR_SET_PDEATHSIG) ends where the child becomes another user: a Firecracker whose supervisor was killed
-// lives on, and whoever finds that out ends it (supervise.Engine, by the recorded process). The jailer's
+// lives on, and whoever finds that out ends it (supervise.Engine, by the recorded process; else Prepare). The jailer's
 // --landlock-restrict-fs is not used: it adds nothing to a root directory this empty.
 //
 // Nothing in a jail may be trusted after Firecracker has run: what the host opens there by name might be a link to
@@ -25,10 +25,13 @@ import (
 	"regexp"
 	"runtime"
 	"strconv"
+	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/hostproc"
 	"git.thaloco.com/thaloco/banger/internal/paths"
 )
 
@@ -88,7 +91,11 @@ func UserOf(vmID string) int {
 // maxSocket is how long the name of a socket may be, in bytes (unix(7)).
 const maxSocket = 107
 
-// Prepare makes a jail, after removing what an earlier one in the same directory left. On an error nothing is left.
+// endTimeout is how long a process that was killed may take to be gone.
+const endTimeout = 10 * time.Second
+
+// Prepare makes a jail, after ending and removing what an earlier one in the same directory left. On an error nothing is
+// left.
 //
 // The calling thread gets a mount namespace of its own, and stays the goroutine's: call it from the goroutine that starts the
 // VMM, locked to a thread that lives as long. Other threads do not see the files; to them they are empty.
@@ -115,6 +122,9 @@ func Prepare(ctx context.Context, cfg Config) (_ *Jail, err error) {
 	}
 	j := &Jail{cfg: cfg, base: filepath.Join(cfg.Dir, "jail")}
 	j.root = filepath.Join(cfg.Dir, cfg.rel())
+	if err := j.end(ctx); err != nil {
+		return nil, err
+	}
 	if err := j.Remove(); err != nil {
 		return nil, err
 	}
@@ -211,6 +221,47 @@ func (j *Jail) Remove() error {
 	}
 	j.owned = nil
 	return errors.Join(errs...)
+}
+
+// end ends what still runs in an earlier jail of the directory: a Firecracker whose supervisor died before it had
+// recorded it. It would write to the same drive.
+func (j *Jail) end(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, endTimeout)
+	defer cancel()
+	roots, err := fs.Glob(os.DirFS(j.base), "*/*/root")
+	if err != nil || len(roots) == 0 {
+		return err
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return fmt.Errorf("end what runs in the jail %q: %w", j.base, err)
+	}
+	for _, root := range roots {
+		st, err := os.Stat(filepath.Join(j.base, root))
+		if err != nil {
+			continue
+		}
+		for _, e := range entries {
+			pid, err := strconv.Atoi(e.Name())
+			if err != nil || !livesIn(pid, st) {
+				continue
+			}
+			p, err := hostproc.Identify(pid)
+			if err != nil || !livesIn(pid, st) { // it has ended
+				continue
+			}
+			if err := errors.Join(p.Signal(syscall.SIGKILL), p.Gone(ctx)); err != nil {
+				return fmt.Errorf("end what runs in the jail %q: %w", j.base, err)
+			}
+		}
+	}
+	return nil
+}
+
+// livesIn reports whether a process has this directory for its root.
+func livesIn(pid int, root fs.FileInfo) bool {
+	st, err := os.Stat(fmt.Sprintf("/proc/%d/root", pid))
+	return err == nil && os.SameFile(st, root)
 }
 
 // put makes a file appear in the jail.

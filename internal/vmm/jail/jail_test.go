@@ -12,7 +12,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,7 +19,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/hostexec"
 	"git.thaloco.com/thaloco/banger/internal/vmm/fakejailer"
 )
@@ -337,6 +335,42 @@ func TestSupervisorKilled(t *testing.T) {
 	}
 }
 
+// TestOrphan: what still runs in the jail is ended before there is a second one with the same drive.
+func TestOrphan(t *testing.T) {
+	cfg := newConfig(t)
+	cfg.Firecracker = program(t)
+	j, err := Prepare(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, w := pipe(t)
+	c, err := hostexec.Runner{}.StartChild(append(j.Command(), "--hang"), j.Root(), nil, w, w)
+	w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := make([]byte, 200)
+	if n, err := r.Read(line); err != nil || string(line[:n]) != "here\n" {
+		t.Errorf("it says %q, %v", line[:n], err)
+	}
+	ended := make(chan syscall.Signal)
+	go func() {
+		_, sig, _ := c.Wait()
+		ended <- sig
+	}()
+	if j, err = Prepare(t.Context(), cfg); err != nil {
+		c.Kill()
+		<-ended
+		t.Fatal(err)
+	}
+	if sig := <-ended; sig != syscall.SIGKILL {
+		t.Errorf("it ended by %v", sig)
+	}
+	if err := j.Remove(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestRemoveElsewhere: a thread that does not see the mounts removes the jail as well, and the files stay whole.
 func TestRemoveElsewhere(t *testing.T) {
 	cfg := newConfig(t)
@@ -488,99 +522,6 @@ func TestRemoveTree(t *testing.T) {
 	}
 	if err := removeTree("/no/such/directory/jail"); err != nil {
 		t.Errorf("without its parent: %v", err)
-	}
-}
-
-func TestCheck(t *testing.T) {
-	needRoot(t)
-	runtime.LockOSThread()
-	if err := ownMounts(); err != nil {
-		t.Fatal(err)
-	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	for name, c := range map[string]struct {
-		dir, jailer string
-		flags       uintptr
-		want        string
-	}{
-		"fine":         {dir, self, 0, ""},
-		"no jailer":    {dir, dir + "/jailer", 0, "no such file or directory"},
-		"no program":   {dir, dir, 0, "is no program"},
-		"no directory": {dir + "/none", self, 0, "no such file or directory"},
-		"nodev":        {dir, self, unix.MS_NODEV, "is on a file system mounted nodev"},
-		"noexec":       {dir, self, unix.MS_NOEXEC, "is on a file system mounted noexec"},
-		"read-only":    {dir, self, unix.MS_RDONLY, "read-only file system"},
-	} {
-		if c.flags != 0 {
-			if err := unix.Mount("tmpfs", dir, "tmpfs", c.flags, ""); err != nil {
-				t.Fatal(err)
-			}
-		}
-		err := Check(c.dir, c.jailer)
-		var e *api.Error
-		switch {
-		case c.want == "" && err != nil:
-			t.Errorf("%s: %v", name, err)
-		case c.want == "":
-		case !errors.As(err, &e) || !strings.Contains(e.Message, c.want) || !strings.Contains(e.Hint, "jail = \"off\"") && !strings.HasPrefix(name, "no "):
-			t.Errorf("%s: %v, want %s and a hint", name, err, c.want)
-		}
-		if c.flags != 0 {
-			if err := unix.Unmount(dir, 0); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
-			t.Errorf("%s: left %v, %v", name, entries, err)
-		}
-	}
-}
-
-// TestCheckOfOthers: who is not root, or root of less than the host, is told so.
-func TestCheckOfOthers(t *testing.T) {
-	needRoot(t)
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	for name, c := range map[string]struct {
-		attr syscall.SysProcAttr
-		want string
-	}{
-		"nobody": {syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}, "jail firecracker: only root can"},
-		"root of a user namespace": {syscall.SysProcAttr{
-			Cloneflags:  syscall.CLONE_NEWUSER,
-			UidMappings: []syscall.SysProcIDMap{{Size: 1}}, GidMappings: []syscall.SysProcIDMap{{Size: 1}},
-		}, "jail firecracker: make the device"},
-	} {
-		cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "check", dir, self)
-		cmd.SysProcAttr = &c.attr
-		out, err := cmd.CombinedOutput()
-		if err != nil || !strings.HasPrefix(string(out), c.want) {
-			t.Errorf("%s: %q, %v, want %s", name, out, err, c.want)
-		}
-	}
-}
-
-func TestMissingCapabilities(t *testing.T) {
-	needRoot(t)
-	runtime.LockOSThread() // they are this thread's
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		t.Fatal(err)
-	}
-	data[0].Effective &^= 1<<unix.CAP_MKNOD | 1<<unix.CAP_SYS_ADMIN
-	if err := unix.Capset(&header, &data[0]); err != nil {
-		t.Fatal(err)
-	}
-	if got, want := missingCapabilities(), []string{"CAP_SYS_ADMIN", "CAP_MKNOD"}; !slices.Equal(got, want) {
-		t.Errorf("missing %q, want %q", got, want)
 	}
 }
 

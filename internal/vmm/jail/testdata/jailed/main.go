@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/signal"
 	"syscall"
 )
 
@@ -13,6 +14,12 @@ func main() {
 	if len(os.Args) == 2 && os.Args[1] == "--version" {
 		fmt.Print("Firecracker v1.17.0\n\n2026-01-01T00:00:00.000000000 [anonymous-instance:main] Firecracker exiting successfully. exit_code=0\n")
 		return
+	}
+	if len(os.Args) > 1 && os.Args[len(os.Args)-1] == "--hang" {
+		fmt.Println("here")
+		hang := make(chan os.Signal, 1)
+		signal.Notify(hang, syscall.SIGUSR1) // nobody sends it
+		<-hang
 	}
 	seen := map[string]any{"args": os.Args, "env": os.Environ(), "uid": syscall.Getuid(), "gid": syscall.Getgid()}
 	seen["groups"], _ = syscall.Getgroups()
