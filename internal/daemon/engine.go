@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"runtime"
 
 	"git.thaloco.com/thaloco/banger/internal/deb"
@@ -11,6 +12,9 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/vmm/firecracker/release"
 	"git.thaloco.com/thaloco/banger/internal/vmm/probe"
 )
+
+// envForceFirecracker set to 1 has KVM taken for usable whatever it looks like: for a host of which banger is wrong, and for tests.
+const envForceFirecracker = "BANGER_TEST_FIRECRACKER"
 
 // engines finds what runs VMs, and fetches Firecracker where it must.
 type engines struct {
@@ -22,8 +26,12 @@ type engines struct {
 func newEngines(d *Daemon) *engines {
 	pin, _ := release.Pinned(runtime.GOARCH) // where there is none, nothing is decided on that has to be fetched
 	p := d.cfg.Paths
+	var adjust func(*probe.Observations)
+	if os.Getenv(envForceFirecracker) == "1" {
+		adjust = probe.AssumeKVM
+	}
 	return &engines{
-		prober: &probe.Prober{Config: probe.Config{Engine: d.settings.Engine, QEMUBin: d.settings.QEMUBin, FirecrackerBin: d.settings.FirecrackerBin,
+		prober: &probe.Prober{Adjust: adjust, Config: probe.Config{Engine: d.settings.Engine, QEMUBin: d.settings.QEMUBin, FirecrackerBin: d.settings.FirecrackerBin,
 			Bin: p.Bin(), Memory: p.EngineMemory()}},
 		fetch: release.Config{Dir: p.Bin(), Pin: pin, HTTP: deb.NewHTTPClient()},
 		log:   d.log,

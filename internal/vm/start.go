@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -225,7 +224,7 @@ func (s *Service) spec(ctx context.Context, rec store.VM, rep progress.Reporter)
 		MemoryMiB: int(rec.MemoryBytes >> 20), Kernel: krn.Vmlinux, Initramfs: []string{krn.BootArchive, agent},
 		Drives: []vmm.Drive{
 			{ID: wire.DriveBase, Path: img.Rootfs, ReadOnly: true},
-			{ID: wire.DriveData, Path: filepath.Join(s.cfg.Paths.VM(rec.ID), paths.VMData)},
+			{ID: wire.DriveData, Path: paths.VMData}, // relative, so that a snapshot may go on elsewhere
 			{ID: wire.DriveModules, Path: krn.ModulesDrive, ReadOnly: true},
 		},
 		Identity: wire.Identity{VM: rec.ID, Hostname: rec.Name, MachineID: rec.MachineID, Env: append(append([]string{}, img.Env...), rec.Env...),

@@ -267,6 +267,13 @@ func hints(lines ...string) string {
 	return strings.Join(slices.DeleteFunc(lines, func(s string) bool { return s == "" }), "\n")
 }
 
+// AssumeKVM makes o those of a host whose KVM is usable.
+func AssumeKVM(o *Observations) {
+	o.KVMOpen, o.KVMVersion, o.KVMCreate = "", kvmAPIVersion, ""
+	o.CPUFlags = append(slices.Clone(o.CPUFlags), "vmx")
+	o.Modules = []string{"kvm", "kvm_intel"}
+}
+
 // checkQEMU refuses a host without a QEMU that is new enough.
 func checkQEMU(o Observations) error {
 	switch {

@@ -62,6 +62,10 @@ type outcome struct {
 	end vmm.End
 	// again: start the VMM again, because the guest rebooted or, with timeout, because it never called.
 	again, timeout bool
+	// died: the VMM ended, or was ended, before it ran the guest.
+	died bool
+	// hint is what to do about it.
+	hint string
 }
 
 func ended(cause vmm.EndCause, format string, args ...any) outcome {
@@ -77,7 +81,10 @@ func (b *boot) run(ctx context.Context) outcome {
 		if b.s.killAsked() {
 			return ended(vmm.EndKilled, "")
 		}
-		return ended(vmm.EndStart, "%v", err)
+		out := ended(vmm.EndStart, "%v", err)
+		out.died = errors.As(err, new(*driver.StartError))
+		out.hint = api.AsError(err).Hint
+		return out
 	}
 	var channelEnded sync.WaitGroup
 	defer channelEnded.Wait()

@@ -183,6 +183,8 @@ func (s *spawned) await(ctx context.Context) error {
 		return context.Cause(ctx)
 	case err != nil:
 		return api.Errorf(api.KindInternal, "its supervisor ended before it had started the VMM")
+	case m.Died && m.Error != nil:
+		return &diedError{m.Error}
 	case m.Error != nil:
 		return m.Error
 	}

@@ -13,6 +13,7 @@ package supervise
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -105,6 +106,8 @@ type readiness struct{ f *os.File }
 // startReply is what goes through it, as one line of JSON.
 type startReply struct {
 	Error *api.Error `json:"error,omitempty"`
+	// Died: the error is that the VMM ended, or had to be ended, before it ran the guest.
+	Died bool `json:"died,omitempty"`
 }
 
 func (r *readiness) tell(err error) {
@@ -113,7 +116,7 @@ func (r *readiness) tell(err error) {
 	}
 	var m startReply
 	if err != nil {
-		m.Error = api.AsError(err)
+		m.Error, m.Died = api.AsError(err), errors.Is(err, vmm.ErrStart)
 	}
 	_ = writeMessage(r.f, m) // nobody listens any more: then nobody needs to know
 	r.f.Close()
@@ -236,10 +239,11 @@ func (s *supervisor) serve(ctx context.Context) error {
 	}
 	defer closeSockets()
 
-	end := s.runVM(ctx)
+	out := s.runVM(ctx)
+	end := out.end
 	end.At = time.Now().UTC()
 	s.log.Info("the vm ended", "cause", end.Cause, "detail", end.Detail)
-	s.ready.tell(startError(end)) // where it was not told that the VM runs
+	s.ready.tell(startError(out)) // where it was not told that the VM runs
 	if err := writeJSON(".", paths.VMEnd, end, true); err != nil {
 		s.log.Error("the vm's end was not recorded", "error", err)
 	}
@@ -271,12 +275,31 @@ func (s *supervisor) openSockets(ctx context.Context) (func(), error) {
 }
 
 // startError is an end before the VM ran, as an error.
-func startError(end vmm.End) error {
-	if end.Cause == vmm.EndKilled {
+func startError(out outcome) error {
+	if out.end.Cause == vmm.EndKilled {
 		return api.Errorf(api.KindCancelled, "start the VMM: cancelled")
 	}
-	return api.Errorf(api.KindUnavailable, "%s", end.Detail)
+	err := api.Errorf(api.KindUnavailable, "%s", out.end.Detail)
+	if out.hint != "" {
+		err = err.WithHint("%s", out.hint)
+	}
+	if out.died {
+		return &diedError{err}
+	}
+	return err
 }
+
+// diedError is an error that is a vmm.ErrStart as well.
+type diedError struct{ err *api.Error }
+
+// Error implements error.
+func (e *diedError) Error() string { return e.err.Error() }
+
+// Is implements the interface of errors.Is.
+func (e *diedError) Is(target error) bool { return target == vmm.ErrStart }
+
+// Unwrap returns the error itself.
+func (e *diedError) Unwrap() error { return e.err }
 
 // listen binds a socket by its relative name; a stale one is removed.
 func listen(name string) (*net.UnixListener, error) {
@@ -291,7 +314,7 @@ func listen(name string) (*net.UnixListener, error) {
 }
 
 // runVM starts the VMM as often as it takes, and returns how the VM ended.
-func (s *supervisor) runVM(ctx context.Context) vmm.End {
+func (s *supervisor) runVM(ctx context.Context) outcome {
 	retried := false
 	restore := s.spec.Restore // once
 	quick := 0                // reboots in a row that came soon after their start
@@ -302,10 +325,10 @@ func (s *supervisor) runVM(ctx context.Context) vmm.End {
 		restore = ""
 		switch {
 		case !out.again:
-			return out.end
+			return out
 		case out.timeout && retried:
 			out.end.Detail += ", twice"
-			return out.end
+			return out
 		case out.timeout:
 			retried = true
 			s.note("the guest did not start within %s and was started once more", s.bootDeadline())
@@ -317,7 +340,7 @@ func (s *supervisor) runVM(ctx context.Context) vmm.End {
 		}
 		// A guest that does nothing but reboot costs little: 0, 0, 0, 1, 2, 4, … 30 seconds.
 		if quick++; quick > 3 && !pause(s.killed, min(time.Second<<min(quick-4, 5), 30*time.Second)) {
-			return vmm.End{Cause: vmm.EndKilled}
+			return ended(vmm.EndKilled, "")
 		}
 	}
 }
