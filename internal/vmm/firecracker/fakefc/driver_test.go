@@ -28,14 +28,14 @@ import (
 // startDriver starts banger's driver on the fake in dir, whose VM is that of newDir.
 func startDriver(t *testing.T, dir string, restore *firecracker.Restore) (*firecracker.VMM, error) {
 	t.Helper()
-	return startVM(t, deadline(t), firecracker.Config{Dir: dir, Restore: restore, Spec: vmm.Spec{
+	return startVM(deadline(t), t, firecracker.Config{Dir: dir, Restore: restore, Spec: vmm.Spec{
 		CPUs: 2, MemoryMiB: 256, Kernel: filepath.Join(dir, "vmlinux"),
 		Drives: []vmm.Drive{{ID: wire.DriveBase, Path: filepath.Join(dir, "base.ext4"), ReadOnly: true}, {ID: wire.DriveData, Path: "data.ext4"}},
 	}})
 }
 
 // startVM starts banger's driver on the fake. Its thread lives until the test has ended.
-func startVM(t *testing.T, ctx context.Context, cfg firecracker.Config) (*firecracker.VMM, error) {
+func startVM(ctx context.Context, t *testing.T, cfg firecracker.Config) (*firecracker.VMM, error) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {

@@ -75,7 +75,7 @@ func TestRealGuest(t *testing.T) {
 	defer cancel()
 	h := listenCalls(t, cfg.Dir)
 	h.patience = 2 * time.Minute
-	v, err := startVM(t, ctx, cfg)
+	v, err := startVM(ctx, t, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
