@@ -3,7 +3,9 @@ package vhostvsock
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -14,11 +16,15 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"golang.org/x/crypto/ssh"
+
 	"git.thaloco.com/thaloco/banger/internal/disk"
 	guestexec "git.thaloco.com/thaloco/banger/internal/guest/exec"
+	"git.thaloco.com/thaloco/banger/internal/guest/guestapi"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 	"git.thaloco.com/thaloco/banger/internal/initramfs"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
@@ -56,13 +62,20 @@ func bootGuest(t *testing.T) *guest {
 	secret := strings.Repeat("5e", 32)
 	writeInitrd(t, filepath.Join(dir, "initrd"), []string{filepath.Join(kernel, "boot.cpio"), agent}, wire.Boot{
 		Version: wire.Version, Secret: secret, Transport: wire.TransportVsock,
-		Identity: wire.Identity{VM: "0123456789abcdef", Hostname: "dev", MachineID: strings.Repeat("0123456789abcdef", 2)},
+		Identity: wire.Identity{
+			VM: "0123456789abcdef", Hostname: "dev", MachineID: strings.Repeat("0123456789abcdef", 2), SSHHostKey: hostKey(t),
+		},
 	})
 	if err := disk.Create(ctx, filepath.Join(dir, "data.ext4"), 20<<30); err != nil {
 		t.Fatal(err)
 	}
 	calls := listenUnix(t, filepath.Join(dir, fmt.Sprintf("vsock.sock_%d", wire.PortCall)))
-	go g.answerCalls(t, calls, secret)
+	var answering sync.WaitGroup
+	answering.Go(func() { g.answerCalls(t, calls, secret) })
+	t.Cleanup(func() { // runs when the device has ended
+		calls.Close()
+		answering.Wait()
+	})
 	ln := listenUnix(t, filepath.Join(dir, "vhost.sock"))
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	go func() {
@@ -74,6 +87,20 @@ func bootGuest(t *testing.T) *guest {
 		{ID: wire.DriveModules, Path: filepath.Join(kernel, "modules.ext4"), ReadOnly: true},
 	})
 	return g
+}
+
+// hostKey is a key for the guest's ssh server.
+func hostKey(t *testing.T) string {
+	t.Helper()
+	_, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, err := ssh.MarshalPrivateKey(private, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(block))
 }
 
 func (g *guest) startQEMU(t *testing.T, program, kernel string, drives []vmm.Drive) {
@@ -151,6 +178,11 @@ func (g *guest) answerCalls(t *testing.T, ln *net.UnixListener, secret string) {
 				g.marks <- call.Mark
 			case wire.CallLog:
 				t.Log("agent:", call.Text)
+			case wire.CallEnding:
+				g.marks <- call.Verb
+				if err := wire.WriteLine(conn, wire.CallReply{Type: wire.ReplyAck}); err != nil {
+					t.Error(err)
+				}
 			}
 		}
 	}
@@ -294,6 +326,86 @@ func TestRealGuest(t *testing.T) {
 	t.Run("many", g.many)
 	t.Run("ends", g.ends)
 	t.Run("pause", g.pause)
+	t.Run("agent", g.agent)
+}
+
+// agent has the agent's other ports, many commands at once, and the end of the guest.
+func (g *guest) agent(t *testing.T) {
+	client := guestapi.Client{Dial: g.dial}
+	if h, err := client.Health(g.ctx); err != nil {
+		t.Errorf("health: %+v, %v", h, err)
+	}
+	shell, err := g.dial(g.ctx, wire.PortSSH)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer shell.Close()
+	banner := make([]byte, len("SSH-2.0-"))
+	if _, err := io.ReadFull(shell, banner); err != nil || string(banner) != "SSH-2.0-" {
+		t.Errorf("ssh: %q, %v", banner, err)
+	}
+	var wg sync.WaitGroup
+	for i := range 30 {
+		wg.Go(func() {
+			want := strconv.Itoa(i)
+			var out bytes.Buffer
+			_, err := guestexec.Run(g.ctx, guestexec.Options{
+				Dial:  func(ctx context.Context) (net.Conn, error) { return g.dial(ctx, wire.PortExec) },
+				Start: wire.ExecStart{Argv: []string{"cat"}}, Stdin: strings.NewReader(want), Stdout: &out,
+			})
+			if err != nil || out.String() != want {
+				t.Errorf("command %d: %q, %v", i, out.String(), err)
+			}
+		})
+	}
+	wg.Wait()
+	g.resume(t)
+	g.run(t, nil, "systemctl", "--no-block", "reboot")
+	g.await(t, "reboot")
+	select {
+	case err := <-g.served:
+		if g.served <- err; err != nil {
+			t.Errorf("the device ended with %v", err)
+		}
+	case <-g.ctx.Done():
+		t.Error("the guest did not end")
+	}
+}
+
+// resume breaks the connection of a command again and again.
+func (g *guest) resume(t *testing.T) {
+	t.Helper()
+	data := noise(2 << 20)
+	var out bytes.Buffer
+	dials := 0
+	_, err := guestexec.Run(g.ctx, guestexec.Options{
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			conn, err := g.dial(ctx, wire.PortExec)
+			if dials++; err != nil || dials > 4 {
+				return conn, err
+			}
+			return &brittle{Conn: conn, left: 200_000}, nil
+		},
+		Start: wire.ExecStart{Argv: []string{"cat"}}, Stdin: bytes.NewReader(data), Stdout: &out,
+	})
+	if err != nil || !bytes.Equal(out.Bytes(), data) || dials < 5 {
+		t.Errorf("%d bytes of %d over %d connections, %v", out.Len(), len(data), dials, err)
+	}
+}
+
+// brittle is a connection that breaks once left bytes were read.
+type brittle struct {
+	net.Conn
+	left int
+}
+
+// Read implements io.Reader.
+func (b *brittle) Read(p []byte) (int, error) {
+	n, err := b.Conn.Read(p)
+	if b.left -= n; b.left < 0 {
+		b.Close()
+	}
+	return n, err
 }
 
 func rate(n int, began time.Time) string {
