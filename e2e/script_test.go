@@ -65,8 +65,10 @@ func run(m *testing.M) int {
 func build(dir string) error {
 	bin := filepath.Join(dir, "bin") + "/"
 	for out, pkgs := range map[string][]string{
-		bin:                        {"./cmd/banger", "./cmd/bangerd"},
-		filepath.Join(dir, "qemu"): {"./internal/vmm/fakeqemu/program"},
+		bin:                                  {"./cmd/banger", "./cmd/bangerd"},
+		filepath.Join(dir, "qemu"):           {"./internal/vmm/fakeqemu/program"},
+		filepath.Join(dir, "firecracker"):    {"./internal/vmm/firecracker/fakefc/program"},
+		filepath.Join(dir, "jail", "jailer"): {"./internal/vmm/fakejailer/program"},
 	} {
 		args := []string{"build", "-trimpath", "-ldflags", "-s -w -X git.thaloco.com/thaloco/banger/internal/buildinfo.Version=" + version, "-o", out}
 		c := exec.Command("go", append(args, pkgs...)...)
@@ -88,17 +90,39 @@ func build(dir string) error {
 //	status N COMMAND [ARG...]           runs it as exec does; it must end with this exit status
 //	until PATTERN COMMAND [ARG...]      runs it again and again until its stdout matches
 //	interrupt N PATTERN COMMAND [ARG...]  sends it SIGINT once its output matches; exit status N
+//	engine NAME                         configures that engine, with the fakes of both, and takes KVM for usable
 //	json PATH VALUE                     the value at PATH (a.b.0.c) in the last stdout, as text
 //
 // and the condition [root].
 func TestScript(t *testing.T) {
-	testscript.Run(t, testscript.Params{
-		Dir:           "testdata/script",
-		Setup:         func(e *testscript.Env) error { return newUser(e) },
+	p := scriptParams(newUser)
+	p.Dir = "testdata/script"
+	testscript.Run(t, p)
+}
+
+// TestScriptFirecracker runs the scripts that say nothing of an engine on the other one.
+func TestScriptFirecracker(t *testing.T) {
+	p := scriptParams(func(e *testscript.Env) error {
+		e.Setenv("BANGER_TEST_FIRECRACKER", "1")
+		if err := newUser(e); err != nil {
+			return err
+		}
+		return writeConfig(e.WorkDir, "firecracker")
+	})
+	for _, name := range []string{"cp_files", "exec_resume", "guest_ends", "interrupt", "life", "run_detach", "run_environment", "run_status",
+		"streams", "workspace_git", "workspace_plain"} {
+		p.Files = append(p.Files, "testdata/script/"+name+".txtar")
+	}
+	testscript.Run(t, p)
+}
+
+func scriptParams(setup func(*testscript.Env) error) testscript.Params {
+	return testscript.Params{
+		Setup:         setup,
 		UpdateScripts: os.Getenv("UPDATE") != "",
 		Deadline:      time.Now().Add(allScripts),
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"status": cmdStatus, "until": cmdUntil, "interrupt": cmdInterrupt, "json": cmdJSON,
+			"status": cmdStatus, "until": cmdUntil, "interrupt": cmdInterrupt, "json": cmdJSON, "engine": cmdEngine,
 		},
 		Condition: func(cond string) (bool, error) {
 			if cond == "root" {
@@ -107,7 +131,7 @@ func TestScript(t *testing.T) {
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 		RequireUniqueNames: true,
-	})
+	}
 }
 
 // user is who runs a script: directories of their own, and what they must leave behind.
@@ -119,8 +143,24 @@ type user struct {
 
 type userKey struct{}
 
+// cmdEngine configures an engine.
+func cmdEngine(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: engine NAME")
+	}
+	ts.Check(writeConfig(ts.MkAbs("."), args[0]))
+	ts.Setenv("BANGER_TEST_FIRECRACKER", "1")
+}
+
+// writeConfig writes the configuration of a script that works in dir.
+func writeConfig(dir, engine string) error {
+	qemu, firecracker := filepath.Join(dir, "qemu", "qemu"), filepath.Join(dir, "firecracker", "firecracker")
+	config := fmt.Sprintf("engine = %q\nqemu_bin = %q\nfirecracker_bin = %q\njail = \"off\"\ndefault_memory = \"256MiB\"\ndefault_cpus = 1\n", engine, qemu, firecracker)
+	return os.WriteFile(filepath.Join(dir, "config", "banger", "config.toml"), []byte(config), 0o600)
+}
+
 // newUser gives a script its directories, with a kernel and an image that are local, a configuration and the
-// fake QEMU at $WORK/qemu/qemu, beside which knobs may be put.
+// fake QEMU at $WORK/qemu/qemu and a fake Firecracker at $WORK/firecracker/firecracker, beside which knobs may be put.
 func newUser(e *testscript.Env) error {
 	runtime, err := os.MkdirTemp("/tmp", "bs-") // a socket's path has 107 bytes
 	if err != nil {
@@ -132,22 +172,23 @@ func newUser(e *testscript.Env) error {
 	}
 	e.Setenv("XDG_RUNTIME_DIR", runtime)
 	e.Setenv("PATH", filepath.Join(install, "bin")+":"+os.Getenv("PATH"))
+	e.Setenv("INSTALL", install)
 	e.Setenv("LC_ALL", "C.UTF-8")
 	e.Setenv("TZ", "UTC")
 	e.Setenv("GIT_CONFIG_NOSYSTEM", "1")
 	u := &user{dir: e.WorkDir, runtime: runtime, env: e.Vars, t: e.T()}
 	e.Values[userKey{}] = u
 	e.Defer(u.leave)
-	for _, dir := range []string{"home", "config/banger", "qemu"} {
+	for _, dir := range []string{"home", "config/banger", "qemu", "firecracker"} {
 		if err := os.MkdirAll(filepath.Join(e.WorkDir, dir), 0o700); err != nil {
 			return err
 		}
 	}
 	qemu := filepath.Join(e.WorkDir, "qemu", "qemu")
-	config := fmt.Sprintf("engine = \"qemu\"\nqemu_bin = %q\ndefault_memory = \"256MiB\"\ndefault_cpus = 1\n", qemu)
 	return errors.Join(
 		os.Symlink(filepath.Join(install, "qemu"), qemu),
-		os.WriteFile(filepath.Join(e.WorkDir, "config/banger/config.toml"), []byte(config), 0o600),
+		os.Symlink(filepath.Join(install, "firecracker"), filepath.Join(e.WorkDir, "firecracker", "firecracker")),
+		writeConfig(e.WorkDir, "qemu"),
 		putImage(filepath.Join(e.WorkDir, "data/banger/images")),
 		putKernel(filepath.Join(e.WorkDir, "data/banger/kernels")),
 	)

@@ -10,6 +10,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/deb"
 	"git.thaloco.com/thaloco/banger/internal/progress"
 	"git.thaloco.com/thaloco/banger/internal/vmm/firecracker/release"
+	"git.thaloco.com/thaloco/banger/internal/vmm/jail"
 	"git.thaloco.com/thaloco/banger/internal/vmm/probe"
 )
 
@@ -21,6 +22,28 @@ type engines struct {
 	prober *probe.Prober
 	fetch  release.Config
 	log    *slog.Logger
+	// jail is the key of that name, vms the directory of VMs, which the jails are in.
+	jail, vms string
+	uid       int
+}
+
+// confine decides how d's VMM is confined: by the jailer where the daemon is root and that is possible, else by what any user can do.
+func (e *engines) confine(d *probe.Decision) error {
+	jailer := d.Jailer
+	d.Jailer, d.Unconfined = "", e.jail == "off"
+	if d.Engine != probe.Firecracker || e.jail == "off" || e.jail == "auto" && e.uid != 0 {
+		return nil
+	}
+	err := jail.Check(e.vms, jailer)
+	switch {
+	case err == nil:
+		d.Jailer = jailer
+	case e.jail == "on":
+		return err
+	default:
+		e.log.Warn("firecracker runs without its jailer", "err", err)
+	}
+	return nil
 }
 
 func newEngines(d *Daemon) *engines {
@@ -34,7 +57,7 @@ func newEngines(d *Daemon) *engines {
 		prober: &probe.Prober{Adjust: adjust, Config: probe.Config{Engine: d.settings.Engine, QEMUBin: d.settings.QEMUBin, FirecrackerBin: d.settings.FirecrackerBin,
 			Bin: p.Bin(), Memory: p.EngineMemory()}},
 		fetch: release.Config{Dir: p.Bin(), Pin: pin, HTTP: deb.NewHTTPClient()},
-		log:   d.log,
+		log:   d.log, jail: d.settings.Jail, vms: p.VMs(), uid: os.Geteuid(),
 	}
 }
 

@@ -82,12 +82,17 @@ func (s *supplies) AgentArchive(ctx context.Context) (string, error) { return s.
 
 // Engine implements vm.Supplies.
 func (s *supplies) Engine(ctx context.Context, rep progress.Reporter) (probe.Decision, error) {
-	return s.engines.choose(ctx, rep)
+	d, err := s.engines.choose(ctx, rep)
+	if err != nil {
+		return d, err
+	}
+	return d, s.engines.confine(&d)
 }
 
 // EngineFailed implements vm.Supplies.
 func (s *supplies) EngineFailed(ctx context.Context, d probe.Decision, cause error) (probe.Decision, bool) {
-	return s.engines.prober.Failed(ctx, d, cause)
+	instead, ok := s.engines.prober.Failed(ctx, d, cause)
+	return instead, ok && s.engines.confine(&instead) == nil
 }
 
 // sweep removes what broken builds left, takes in what has no record (the state directory was removed, the data

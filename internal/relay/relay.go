@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -51,18 +52,14 @@ func copyHalf(dst, src net.Conn) {
 	}()
 }
 
-// hungUp waits until the peer of a unix socket has closed it, not just its sending half; false where conn is closed
-// here first, or is of another kind.
+// hungUp waits until the peer of a socket has closed it, not just its sending half; false where conn is closed
+// here first, or is no socket.
 func hungUp(conn net.Conn) bool {
-	c, ok := conn.(interface{ NetConn() net.Conn })
-	if ok {
-		conn = c.NetConn()
-	}
-	u, ok := conn.(*net.UnixConn)
+	c, ok := conn.(syscall.Conn)
 	if !ok {
 		return false
 	}
-	raw, err := u.SyscallConn()
+	raw, err := c.SyscallConn()
 	if err != nil {
 		return false
 	}

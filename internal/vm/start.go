@@ -242,6 +242,7 @@ func (s *Service) runOn(spec *vmm.Spec, eng probe.Decision, cpus int) {
 		cpus = min(s.cfg.Defaults.CPUs(emulated), s.cfg.Host.CPUs)
 	}
 	spec.Engine, spec.Accel, spec.Binary, spec.CPUs = eng.Engine, eng.Accel, eng.Binary, cpus
+	spec.Jailer, spec.Unconfined = eng.Jailer, eng.Unconfined
 	spec.BootDeadline = bootDeadlineKVM
 	if emulated {
 		spec.BootDeadline = bootDeadlineTCG

@@ -77,6 +77,10 @@ type Spec struct {
 	BootDeadline time.Duration `json:"boot_deadline"`
 	// Unsafe: the data drive need not survive a crash of the host (--rm VMs).
 	Unsafe bool `json:"unsafe,omitempty"`
+	// Jailer is the absolute path of Firecracker's jailer, which then puts the VMM into a jail of its own; that takes root.
+	// Without one, supervisor and VMM confine themselves to what the VM consists of, unless Unconfined says not to. Firecracker only.
+	Jailer     string `json:"jailer,omitempty"`
+	Unconfined bool   `json:"unconfined,omitempty"`
 	// Restore is the directory of a snapshot the VM goes on from instead of booting, absolute or relative to the VM's directory.
 	// Everything else is as it was when the snapshot was taken, the drives' content included; the files stay for as long as the VM
 	// runs. A reboot of the guest is a boot. Only with an engine that has Snapshotter.

@@ -91,8 +91,10 @@ type Decision struct {
 	Engine string // QEMU or Firecracker
 	Accel  string // KVM or TCG; KVM for Firecracker
 	Binary string // absolute path
-	// Jailer is the absolute path of Firecracker's jailer, empty where there is none.
+	// Jailer is the absolute path of Firecracker's jailer, empty where there is none, or where it is not to be used.
 	Jailer string
+	// Unconfined: the VMM is not to be confined at all.
+	Unconfined bool
 	// Source is where the program comes from, Version what it says of itself.
 	Source  release.Source
 	Version string

@@ -49,6 +49,7 @@ type boot struct {
 	stderr                  *lastLine
 
 	restore  string        // the snapshot it goes on from; empty for a boot
+	jailed   *jailed       // nil without a jail
 	up, down chan struct{} // closed when the VMM runs, and when it is gone or did not start
 
 	welcome chan struct{} // closed at the first hello
@@ -77,6 +78,7 @@ func (b *boot) run(ctx context.Context) outcome {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer close(b.down)
+	defer b.leaveJail()
 	if err := b.start(ctx); err != nil {
 		if b.s.killAsked() {
 			return ended(vmm.EndKilled, "")
@@ -109,6 +111,12 @@ func (b *boot) start(ctx context.Context) error {
 	stop := context.AfterFunc(s.killed, cancel)
 	defer stop()
 
+	if s.spec.Jailer != "" {
+		var err error
+		if b.jailed, err = b.enterJail(ctx); err != nil {
+			return err
+		}
+	}
 	secret := newSecret()
 	b.calls = newCallServer(secret, b, s.log)
 	if b.restore != "" {
@@ -116,11 +124,12 @@ func (b *boot) start(ctx context.Context) error {
 	}
 	s.ports.put(b)
 	config := wire.Boot{Version: wire.Version, Secret: secret, Transport: transport(s.spec.Engine), Identity: s.spec.Identity}
-	if err := writeInitrd(paths.VMInitrd, s.spec.Initramfs, config); err != nil {
+	initrd := filepath.Join(b.dir(), paths.VMInitrd)
+	if err := writeInitrd(initrd, s.spec.Initramfs, config); err != nil {
 		return err
 	}
 	// The VMM has read it when it answers. It holds the secret and the guest's ssh host key: off the disk with it.
-	defer os.Remove(paths.VMInitrd)
+	defer os.Remove(initrd)
 	var err error
 	switch s.spec.Engine {
 	case vmm.EngineFirecracker:
@@ -150,6 +159,23 @@ func (b *boot) resume(ctx context.Context) error {
 	b.s.started(b.vmm)
 	close(b.up)
 	return nil
+}
+
+// dir is the VMM's working directory.
+func (b *boot) dir() string {
+	if b.jailed != nil {
+		return b.jailed.jail.Rel()
+	}
+	return "."
+}
+
+func (b *boot) leaveJail() {
+	if b.jailed == nil {
+		return
+	}
+	if err := b.jailed.leave(); err != nil {
+		b.s.log.Error("the jail stays", "error", err)
+	}
 }
 
 // transport is how the guests of an engine are reached.

@@ -306,9 +306,6 @@ type wholeStream struct{ *net.UnixConn }
 // CloseWrite implements relay.HalfCloser.
 func (s *wholeStream) CloseWrite() error { return errors.ErrUnsupported }
 
-// NetConn is the connection itself.
-func (s *wholeStream) NetConn() net.Conn { return s.UnixConn }
-
 // errNoAnswer says that the guest neither accepted nor refused a stream in time, or has no agent that could.
 var errNoAnswer = api.Errorf(api.KindGuest, "the guest does not answer")
 

@@ -51,7 +51,7 @@ func newFCVM(t *testing.T, knobs fakefc.Knobs) (dir string, spec vmm.Spec) {
 	if err := knobs.Write(dir); err != nil {
 		t.Fatal(err)
 	}
-	spec.Engine, spec.Accel = vmm.EngineFirecracker, vmm.AccelKVM
+	spec.Engine, spec.Accel, spec.Unconfined = vmm.EngineFirecracker, vmm.AccelKVM, true
 	return dir, spec
 }
 

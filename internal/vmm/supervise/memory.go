@@ -24,16 +24,19 @@ const (
 // much. What is needed again comes back from the page cache.
 func trim() {
 	debug.FreeOSMemory()
-	exe, err := os.Readlink("/proc/self/exe")
-	if err != nil {
-		return
+	if exe, err := os.Readlink("/proc/self/exe"); err == nil {
+		drop(exe)
 	}
+}
+
+// drop gives back the pages of the file that are mapped and hold nothing but what is in it.
+func drop(file string) {
 	f, err := os.Open("/proc/self/smaps")
 	if err != nil {
 		return
 	}
 	defer f.Close()
-	for _, r := range cleanMappings(f, exe) {
+	for _, r := range cleanMappings(f, file) {
 		_, _, _ = unix.Syscall(unix.SYS_MADVISE, r.start, r.end-r.start, unix.MADV_DONTNEED)
 	}
 }

@@ -22,6 +22,8 @@ const maxGuestStreams = 8
 type hostPorts struct {
 	log   *slog.Logger
 	peers func(*net.UnixConn) error // refuses clients that are not the VMM
+	// served are the ports there are.
+	served []uint32
 
 	mu   sync.Mutex // guards boot
 	boot *boot
@@ -65,6 +67,7 @@ func (h *hostPorts) listen(ctx context.Context, dir string, s *supervisor) (stop
 			return nil, err
 		}
 		stops = append(stops, func() { ln.Close() })
+		h.served = append(h.served, port)
 		go h.accept(ctx, ln, f)
 	}
 	return stop, nil

@@ -97,7 +97,10 @@ func writeMessage(w io.Writer, v any) error {
 }
 
 // checkPeer refuses who is neither this user nor root.
-func checkPeer(conn *net.UnixConn) error {
+func checkPeer(conn *net.UnixConn) error { return checkPeerOr(conn, os.Geteuid()) }
+
+// checkPeerOr refuses who is neither the user also, nor this one, nor root.
+func checkPeerOr(conn *net.UnixConn, also int) error {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return err
@@ -108,7 +111,7 @@ func checkPeer(conn *net.UnixConn) error {
 	if err := errors.Join(err, credErr); err != nil {
 		return err
 	}
-	if uid := int(cred.Uid); uid != 0 && uid != os.Geteuid() {
+	if uid := int(cred.Uid); uid != 0 && uid != os.Geteuid() && uid != also {
 		return fmt.Errorf("refused user %d", uid)
 	}
 	return nil

@@ -21,8 +21,13 @@ func (b *boot) startFirecracker(ctx context.Context) error {
 		Spec: s.spec, Dir: ".", Initrd: paths.VMInitrd,
 		Console: b.consolePipe.w, Stderr: b.stderrPipe.w, Log: s.vmmLog, Env: vmmEnv(),
 	}
+	snapshot := b.restore
+	if j := b.jailed; j != nil {
+		cfg.Spec, cfg.Dir, cfg.Command, cfg.NoID, cfg.Share = j.spec, j.jail.Rel(), j.jail.Command(), true, j.jail.Give
+		snapshot = ""
+	}
 	if b.restore != "" {
-		cfg.Restore = &firecracker.Restore{State: filepath.Join(b.restore, paths.SnapshotState), Memory: filepath.Join(b.restore, paths.SnapshotMemory)}
+		cfg.Restore = &firecracker.Restore{State: filepath.Join(snapshot, paths.SnapshotState), Memory: filepath.Join(snapshot, paths.SnapshotMemory)}
 	}
 	v, err := firecracker.Start(ctx, cfg)
 	if err == nil {

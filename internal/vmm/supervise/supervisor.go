@@ -35,6 +35,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 	"git.thaloco.com/thaloco/banger/internal/vmm/driver"
+	"git.thaloco.com/thaloco/banger/internal/vmm/jail"
 	"git.thaloco.com/thaloco/banger/internal/vmm/qemu"
 	"git.thaloco.com/thaloco/banger/internal/vmm/watch"
 )
@@ -150,6 +151,9 @@ func supervise(dir string, grace time.Duration, ready *readiness) error {
 	defer s.kill()
 	stop := s.signals(ctx)
 	defer stop()
+	if err := s.confine(); err != nil {
+		return err
+	}
 	s.tsc = sync.OnceValue(s.measureTSC)
 	if s.spec.Accel == vmm.AccelTCG {
 		go s.tsc() // takes 20 ms, which the rest of the start takes as well
@@ -260,6 +264,9 @@ func (s *supervisor) serve(ctx context.Context) error {
 // openSockets serves what leads to the guest and what the guest calls. Firecracker has the former itself.
 func (s *supervisor) openSockets(ctx context.Context) (func(), error) {
 	s.ports = &hostPorts{log: s.log, peers: checkPeer}
+	if s.spec.Jailer != "" {
+		s.ports.peers = func(conn *net.UnixConn) error { return checkPeerOr(conn, jail.UserOf(s.spec.VM)) }
+	}
 	stop, err := s.ports.listen(ctx, "", s)
 	if err != nil || transport(s.spec.Engine) == wire.TransportVsock {
 		return stop, err
@@ -373,6 +380,8 @@ func checkSpec(spec vmm.Spec) error {
 		return bad("unknown engine %q", spec.Engine)
 	case spec.Accel != vmm.AccelKVM && spec.Accel != vmm.AccelTCG:
 		return bad("unknown acceleration %q", spec.Accel)
+	case spec.Jailer != "" && spec.Engine != vmm.EngineFirecracker:
+		return bad("the jailer is firecracker's")
 	case spec.Restore != "" && spec.Engine != vmm.EngineFirecracker:
 		return api.Errorf(api.KindUnavailable, "engine %q restores no snapshots", spec.Engine)
 	case spec.Engine == vmm.EngineFirecracker && spec.Accel != vmm.AccelKVM:
