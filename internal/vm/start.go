@@ -127,7 +127,7 @@ func diedAtStart(ctx context.Context, err error) bool {
 		return false
 	}
 	// What the VMM itself said of it has crossed two processes as text.
-	for _, words := range []string{"No space left on device", "Cannot allocate memory", "signal killed"} {
+	for _, words := range []string{"No space left on device", "Cannot allocate memory", "Out of memory (os error 12)", "signal killed"} {
 		if strings.Contains(err.Error(), words) {
 			return false
 		}

@@ -91,7 +91,7 @@ func (c *client) do(ctx context.Context, method, path string, body, out any) err
 	resp, err := c.http.Do(req)
 	if err != nil {
 		if ctx.Err() != nil {
-			return fmt.Errorf("firecracker: %s %s: no answer: %w", method, path, context.Cause(ctx))
+			return fmt.Errorf("firecracker: %s %s: %w", method, path, context.Cause(ctx))
 		}
 		return fmt.Errorf("firecracker: %s %s: %w", method, path, unwrapURL(err))
 	}
@@ -147,6 +147,9 @@ func notThere(err error) bool {
 	return errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED)
 }
 
+// lessMemory is what to do where the host has too little.
+const lessMemory = "less --memory, or end other VMs"
+
 // advise gives the words of Firecracker, wherever they came from, the hint of what to do where that is known.
 func advise(err error, words string) error {
 	for _, a := range []struct{ says, hint string }{
@@ -154,7 +157,8 @@ func advise(err error, words string) error {
 		{"Error creating KVM object", "banger doctor says what KVM lacks; engine = \"qemu\" in config.toml does without Firecracker"},
 		{"Missing KVM capabilities", "this host's KVM is too old or too small for Firecracker: engine = \"qemu\" in config.toml"},
 		{"No space left on device", "make room on the host's disk, then start it again"},
-		{"Cannot allocate memory", "less --memory, or end other VMs"},
+		{"Cannot allocate memory", lessMemory},
+		{"Out of memory (os error 12)", lessMemory}, // the same from the C library that releases are built with
 		{"Invalid data version", "the snapshot was made by another version of Firecracker: start the VM without it"},
 	} {
 		if strings.Contains(words, a.says) {

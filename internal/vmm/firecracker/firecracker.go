@@ -16,13 +16,14 @@ import (
 	"syscall"
 	"time"
 
+	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/hostexec"
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 	"git.thaloco.com/thaloco/banger/internal/vmm/driver"
 )
 
-// Config is what Start needs. All fields are required but Command and Restore.
+// Config is what Start needs. All fields are required but Command, Restore and RequestTimeout.
 type Config struct {
 	Spec vmm.Spec
 	// Dir is Firecracker's working directory: relative paths in Spec and Initrd count from it, its sockets are in it.
@@ -43,6 +44,8 @@ type Config struct {
 	Env []string
 	// Restore starts from a snapshot instead of booting.
 	Restore *Restore
+	// RequestTimeout bounds each request to a Firecracker that runs; 0 for what is usual.
+	RequestTimeout time.Duration
 }
 
 // startPoll is how often a Firecracker that was just started is looked for.
@@ -162,13 +165,18 @@ type instance struct {
 func (v *VMM) await(ctx context.Context) error {
 	poll := time.NewTicker(startPoll)
 	defer poll.Stop()
+	loaded := v.cfg.Restore == nil
 	for {
 		var is instance
 		err := v.api.get(ctx, "/", &is)
 		switch {
-		case err == nil && v.cfg.Restore != nil && is.State == "Not started":
-			return v.load(ctx)
-		case err == nil && is.State == "Running":
+		case err == nil && !loaded && is.State == "Not started":
+			if err := v.load(ctx); err != nil {
+				return err
+			}
+			loaded = true
+			continue
+		case err == nil && loaded && is.State == "Running":
 			return nil
 		case err == nil:
 			return fmt.Errorf("it is in state %q after its start", printable(is.State))
@@ -211,11 +219,21 @@ func (v *VMM) notStarted(cause error) error {
 		<-v.done
 	}
 	v.mu.Lock()
-	var err error = &driver.StartError{VMM: "firecracker", Status: v.status, Signal: v.sig, Gone: gone, Cause: cause}
+	status, sig, x := v.status, v.sig, v.exit
 	v.mu.Unlock()
+	if gone && x.Ending == driver.HostSignal { // of which it is not to blame
+		return fmt.Errorf("start firecracker: a signal of the host ended it")
+	}
+	var err error = &driver.StartError{VMM: "firecracker", Status: status, Signal: sig, Gone: gone, Cause: cause}
 	words := v.log.why()
+	if meaning := statuses[status].meaning; gone && meaning != "" {
+		err = fmt.Errorf("%w: it %s", err, meaning)
+	}
 	if words != "" {
 		err = fmt.Errorf("%w: %s", err, words)
+	}
+	if hint := statuses[status].hint; gone && hint != "" {
+		return api.Errorf(api.KindUnavailable, "%w", err).WithHint("%s", hint)
 	}
 	return advise(err, words+" "+cause.Error())
 }
@@ -239,9 +257,24 @@ func (v *VMM) wait() {
 const (
 	exitOK      = 0
 	exitSyscall = 148
+	exitBus     = 149
 	exitFSize   = 151
+	exitConfig  = 152
+	exitArgs    = 153
 	exitHangup  = 156
 )
+
+// statuses are those that say more than their number: what Firecracker did, and what to do about it.
+var statuses = map[int]struct{ meaning, hint string }{
+	exitSyscall: {"made a system call that its filter forbids", "engine = \"qemu\" in config.toml does without Firecracker"},
+	exitBus:     {"lost memory that was backed by a file", "make room on the host's disk, then start it again"},
+	exitFSize:   {"met a limit for the size of files (ulimit -f)", "ulimit -f unlimited, then banger daemon stop, then start it again"},
+	exitConfig:  {"does not take its configuration", misfit},
+	exitArgs:    {"does not know its arguments", misfit},
+}
+
+// misfit is what to do where Firecracker and banger do not fit together.
+const misfit = "banger doctor says which Firecracker that is; without firecracker_bin in config.toml banger takes one that fits"
 
 // tripleFault is in the log where the guest's CPU gave up: to KVM that is a shutdown, to Firecracker an error (#5611).
 const tripleFault = "kvm exit received: Shutdown"
@@ -265,10 +298,8 @@ func exit(status int, sig syscall.Signal, why string) driver.Exit {
 		return driver.Exit{Ending: driver.GuestReset}
 	case status == 1 && strings.Contains(why, tripleFault):
 		return driver.Exit{Ending: driver.GuestReset}
-	case status == exitSyscall:
-		return failed("firecracker made a system call that its filter forbids")
-	case status == exitFSize:
-		return failed("firecracker met a limit for the size of files (ulimit -f)")
+	case statuses[status].meaning != "":
+		return failed("firecracker %s", statuses[status].meaning)
 	}
 	return failed("firecracker ended with exit status %d", status)
 }
@@ -374,13 +405,40 @@ func (v *VMM) SetBalloon(ctx context.Context, mib int) error {
 	return v.request(ctx, requestTimeout, func(ctx context.Context) error { return v.api.patch(ctx, "/balloon", balloonPatch{mib}) })
 }
 
+// silence is a request that is not answered in time.
+type silence struct{ d time.Duration }
+
+// Error implements error.
+func (s *silence) Error() string { return fmt.Sprintf("no answer within %s", s.d) }
+
 // request bounds a request in time, and says what to do where its refusal is a known one.
 func (v *VMM) request(ctx context.Context, d time.Duration, do func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, d)
+	if v.cfg.RequestTimeout > 0 {
+		d = v.cfg.RequestTimeout
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, d, &silence{d})
 	defer cancel()
 	err := do(ctx)
-	if err == nil {
+	switch {
+	case err == nil:
 		return nil
+	case errors.As(err, new(*Fault)):
+		return advise(err, err.Error())
+	case errors.As(err, new(*silence)):
+		return api.Errorf(api.KindUnavailable, "%w", err).WithHint("banger vm kill %s   # ends it, should it not answer again", v.cfg.Spec.Name)
+	case ctx.Err() != nil:
+		return err
 	}
-	return advise(err, err.Error())
+	// Most likely it is just ending: then its end says why.
+	select {
+	case <-v.done:
+	case <-time.After(drainTime):
+		return err
+	case <-ctx.Done():
+		return err
+	}
+	if x := v.Exit(); x.Ending == driver.Failed {
+		return api.Errorf(api.KindUnavailable, "%w: %s", err, x.Detail)
+	}
+	return api.Errorf(api.KindConflict, "%w: the VM has ended", err)
 }

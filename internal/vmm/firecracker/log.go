@@ -78,6 +78,19 @@ func (l *logPipe) read() {
 // diskFault is how Firecracker logs a request of the guest to a drive that failed (src/vmm/src/devices/virtio/block).
 var diskFault = regexp.MustCompile(`Failed to execute (\w+) virtio block request: .*code: (\d+)`)
 
+// diskNote tells the user of a request of the guest that failed: In reads, Out writes.
+func diskNote(request string, errno unix.Errno) string {
+	what := map[string]string{"In": "read", "Out": "write"}[request]
+	if what == "" {
+		what = strings.ToLower(request)
+	}
+	note := fmt.Sprintf("a drive: %s (the guest's %s failed)", errno.Error(), what)
+	if errno == unix.ENOSPC || errno == unix.EDQUOT {
+		note += "; make room on the host's disk, then restart the VM"
+	}
+	return note
+}
+
 // saysWhy are lines that tell what went wrong, in contrast to those that tell that something did.
 var saysWhy = regexp.MustCompile(`(?i)error|failed|panicked|bad syscall|intercepting signal`)
 
@@ -86,7 +99,7 @@ func (l *logPipe) note(line string) {
 	if m := diskFault.FindStringSubmatch(line); m != nil {
 		var code int
 		_, _ = fmt.Sscan(m[2], &code)
-		l.onError(fmt.Sprintf("a drive: %s (the guest's %s failed)", unix.Errno(code).Error(), map[string]string{"In": "read", "Out": "write"}[m[1]]))
+		l.onError(diskNote(m[1], unix.Errno(code)))
 		return
 	}
 	if !saysWhy.MatchString(line) || strings.Contains(line, "Firecracker exiting with error") {

@@ -26,14 +26,14 @@ import (
 const (
 	// defaultBootDeadline is Spec.BootDeadline where that is 0.
 	defaultBootDeadline = 120 * time.Second
-	// startTimeout is how long the VMM may take until it answers on its control socket.
-	startTimeout = 60 * time.Second
+	// defaultStartTimeout is how long the VMM may take until it answers on its control socket.
+	defaultStartTimeout = 60 * time.Second
 	// defaultEndingGrace is how long after it was acknowledged an announced end may take; then the VMM is killed. A guest
 	// announces when all that is left to do is to freeze its data drive.
 	defaultEndingGrace = 20 * time.Second
 	// diskPoll is how often a VM that waits for room on the host's disk looks for it.
 	diskPoll = time.Second
-	// maxGarbage is how many sessions with garbage an agent that has never called may begin.
+	// maxGarbage is how many sessions or calls with garbage an agent that has never called may begin.
 	maxGarbage = 3
 )
 
@@ -86,6 +86,9 @@ func (b *boot) run(ctx context.Context) outcome {
 		out := ended(vmm.EndStart, "%v", err)
 		out.died = errors.As(err, new(*driver.StartError))
 		out.hint = api.AsError(err).Hint
+		if out.hint == "" && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) {
+			out.hint = "make room on the host's disk, then start it again"
+		}
 		return out
 	}
 	var channelEnded sync.WaitGroup
@@ -106,7 +109,7 @@ func (b *boot) run(ctx context.Context) outcome {
 // start writes the initrd and starts the VMM.
 func (b *boot) start(ctx context.Context) error {
 	s := b.s
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, s.startTimeout, fmt.Errorf("it did not answer within %s", s.startTimeout))
 	defer cancel()
 	stop := context.AfterFunc(s.killed, cancel)
 	defer stop()
@@ -415,6 +418,10 @@ func (b *boot) hello(m wire.Call) {
 }
 
 func (b *boot) badVersion(detail string) { b.reject(detail) }
+
+func (b *boot) garbage(err error) {
+	b.reject(fmt.Sprintf("the guest calls with what is no call: %v", err))
+}
 
 func (b *boot) mark(m api.Mark) {
 	b.s.board.Update(func(st *vmm.Status) {

@@ -31,6 +31,8 @@ type listener interface {
 	hello(wire.Call)
 	// badVersion: the caller had the secret and speaks another version.
 	badVersion(detail string)
+	// garbage: what called, where the agent has never called, said nothing that is a call, again and again.
+	garbage(err error)
 	mark(api.Mark)
 	// ending returns before the agent is told that it was heard.
 	ending(verb string)
@@ -49,6 +51,7 @@ type callServer struct {
 	token   string
 	current net.Conn // the call that counts
 	callers int
+	noise   int // calls with garbage, while the agent has never called
 }
 
 // newSecret returns 64 random hex digits.
@@ -87,6 +90,7 @@ func (c *callServer) serve(conn net.Conn) {
 	var hello wire.Call
 	if err := r.Read(&hello); err != nil {
 		c.log.Warn("the guest's call began with no hello", "error", err)
+		c.hearNoise(err)
 		return
 	}
 	_ = conn.SetReadDeadline(time.Time{})
@@ -108,6 +112,18 @@ func (c *callServer) serve(conn net.Conn) {
 			c.log.Warn("the guest's call was ended", "error", err)
 			return
 		}
+	}
+}
+
+// hearNoise counts calls that are none. Until the agent has called nothing but it runs in the guest; later whoever likes may call.
+func (c *callServer) hearNoise(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !errors.Is(err, wire.ErrProtocol) || c.token != "" {
+		return
+	}
+	if c.noise++; c.noise == maxGarbage {
+		c.to.garbage(err)
 	}
 }
 

@@ -29,6 +29,7 @@ func (h *heard) add(s string) {
 
 func (h *heard) hello(m wire.Call)        { h.add("hello " + m.Agent) }
 func (h *heard) badVersion(detail string) { h.add("bad version") }
+func (h *heard) garbage(error)            { h.add("garbage") }
 func (h *heard) mark(m api.Mark)          { h.add("mark " + string(m)) }
 func (h *heard) ending(verb string)       { h.add("ending " + verb) }
 func (h *heard) logLine(text string)      { h.add("log " + text) }

@@ -73,13 +73,13 @@ func (e *Engine) Start(ctx context.Context, dir string, spec vmm.Spec) (_ vmm.Ma
 	if err := refuseRunning(ctx, dir); err != nil {
 		return nil, err
 	}
-	if err := remove(dir, paths.VMEnd, paths.VMSupervisor, paths.VMControl, paths.VMVsock, paths.VMInitrd); err != nil {
+	leftovers := append(transient(), paths.VMEnd, paths.VMSupervisor)
+	if err := remove(dir, leftovers...); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, remove(dir, paths.VMSpec, paths.VMEnd, paths.VMSupervisor, paths.VMControl,
-				paths.VMVsock, paths.VMInitrd))
+			err = errors.Join(err, remove(dir, append(leftovers, paths.VMSpec)...))
 		}
 	}()
 	if err := writeJSON(dir, paths.VMSpec, spec, false); err != nil {
@@ -103,7 +103,10 @@ func (e *Engine) Start(ctx context.Context, dir string, spec vmm.Spec) (_ vmm.Ma
 	case ctx.Err() != nil:
 		err = context.Cause(ctx)
 	case errors.As(err, &gone) && gone.End != nil:
-		err = api.Errorf(api.KindUnavailable, "it ended at once (%s) %s", gone.End.Cause, gone.End.Detail)
+		ended := api.Errorf(api.KindUnavailable, "it ended at once (%s) %s", gone.End.Cause, gone.End.Detail)
+		if err = ended; gone.End.Cause == vmm.EndCrashed { // nothing of the guest has run yet but banger's own
+			err = &diedError{ended}
+		}
 	}
 	return nil, err
 }
@@ -254,6 +257,7 @@ func attach(ctx context.Context, dir string, log *slog.Logger) (*machine, error)
 // gone is the error for a VM whose supervisor is dead: it takes care that its VMM is dead as well.
 func gone(dir string, rec record) error {
 	endVMM(rec.VMM)
+	sweep(dir)
 	end := readEnd(dir)
 	if end == nil {
 		end = &vmm.End{Cause: vmm.EndLost, Detail: lostDetail, At: time.Now().UTC()}

@@ -8,7 +8,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
+	"golang.org/x/sys/unix"
+
+	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 	"git.thaloco.com/thaloco/banger/internal/hostfile"
 	"git.thaloco.com/thaloco/banger/internal/hostproc"
 	"git.thaloco.com/thaloco/banger/internal/paths"
@@ -92,6 +96,27 @@ func readEnd(dir string) *vmm.End {
 		return nil
 	}
 	return &end
+}
+
+// sweepTime is how long a supervisor that starts waits for a sweep in its directory to be over.
+const sweepTime = time.Second
+
+// transient are the files that are in a VM's directory only while it runs, beside supervisor.json.
+func transient() []string {
+	return []string{paths.VMControl, paths.VMVsock, portSocket(wire.PortCall), portSocket(wire.PortNet), paths.VMInitrd,
+		paths.VMFirecrackerAPI, paths.VMFirecrackerConfig, paths.VMFirecrackerLog}
+}
+
+// sweep removes what a supervisor that was killed left in dir, unless another one runs there.
+func sweep(dir string) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return // there is nothing any more
+	}
+	defer f.Close()
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		_ = remove(dir, transient()...) // else the next start does
+	}
 }
 
 // remove removes files of dir; what is not there is fine.

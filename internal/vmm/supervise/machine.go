@@ -128,6 +128,7 @@ func (m *machine) lost() {
 		rec = record{} // another VM runs here by now
 	}
 	endVMM(rec.VMM)
+	sweep(m.dir)
 	end := readEnd(m.dir)
 	if end == nil {
 		end = &vmm.End{Cause: vmm.EndLost, Detail: lostDetail, At: time.Now().UTC()}

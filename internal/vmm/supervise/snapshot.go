@@ -77,6 +77,11 @@ func (s *supervisor) snapshot(ctx context.Context, dir string) (err error) {
 	if err := can.Snapshot(ctx, filepath.Join(dir, paths.SnapshotState), filepath.Join(dir, paths.SnapshotMemory)); err != nil {
 		return err
 	}
+	for _, name := range []string{paths.SnapshotState, paths.SnapshotMemory} {
+		if st, err := os.Stat(filepath.Join(dir, name)); err != nil || st.Size() == 0 {
+			return errors.Join(fmt.Errorf("take a snapshot: %q was not written", name), err)
+		}
+	}
 	// Last, and durable: it says that the others are whole.
 	return writeJSON(dir, paths.SnapshotInfo, info, true)
 }

@@ -19,7 +19,7 @@ func (b *boot) startFirecracker(ctx context.Context) error {
 	}
 	cfg := firecracker.Config{
 		Spec: s.spec, Dir: ".", Initrd: paths.VMInitrd,
-		Console: b.consolePipe.w, Stderr: b.stderrPipe.w, Log: s.vmmLog, Env: vmmEnv(),
+		Console: b.consolePipe.w, Stderr: b.stderrPipe.w, Log: s.vmmLog, Env: vmmEnv(), RequestTimeout: s.requestTimeout,
 	}
 	snapshot := b.restore
 	if j := b.jailed; j != nil {

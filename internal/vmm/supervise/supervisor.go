@@ -48,6 +48,8 @@ type supervisor struct {
 	spec        vmm.Spec
 	log         *slog.Logger
 	endingGrace time.Duration
+	// startTimeout is how long the VMM may take to answer at first, requestTimeout how long later; 0 for its driver's own.
+	startTimeout, requestTimeout time.Duration
 
 	board   watch.Board
 	guest   *guestLine // of a guest with a virtio-serial port
@@ -79,7 +81,10 @@ func Main(args []string) int {
 	fs := flag.NewFlagSet(Command, flag.ContinueOnError)
 	dir := fs.String("dir", "", "the VM's directory")
 	readyFD := fs.Int("ready-fd", -1, "descriptor that is told how the start went")
-	grace := fs.Duration("ending-grace", defaultEndingGrace, "how long an announced end may take")
+	s := &supervisor{guest: newGuestLine(), began: time.Now()}
+	fs.DurationVar(&s.endingGrace, "ending-grace", defaultEndingGrace, "how long an announced end may take")
+	fs.DurationVar(&s.startTimeout, "start-timeout", defaultStartTimeout, "how long the VMM may take until it answers")
+	fs.DurationVar(&s.requestTimeout, "request-timeout", 0, "how long Firecracker may take for an answer later; 0 for what is usual")
 	if fs.Parse(args) != nil || *dir == "" || fs.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "usage: %s --dir DIR\n", Command)
 		return 2
@@ -88,13 +93,13 @@ func Main(args []string) int {
 	debug.SetGCPercent(40)
 	// The kernel kills the VMM with the thread that started it: this one, until the process ends.
 	runtime.LockOSThread()
-	ready := &readiness{}
+	s.ready = &readiness{}
 	if *readyFD >= 0 {
 		unix.CloseOnExec(*readyFD)
-		ready.f = os.NewFile(uintptr(*readyFD), "ready")
+		s.ready.f = os.NewFile(uintptr(*readyFD), "ready")
 	}
-	if err := supervise(*dir, *grace, ready); err != nil {
-		ready.tell(err)
+	if err := s.supervise(*dir); err != nil {
+		s.ready.tell(err)
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -125,7 +130,7 @@ func (r *readiness) tell(err error) {
 }
 
 // supervise runs the VM in dir to its end. An error means that it was not started.
-func supervise(dir string, grace time.Duration, ready *readiness) error {
+func (s *supervisor) supervise(dir string) error {
 	if err := os.Chdir(dir); err != nil {
 		return fmt.Errorf("supervise: %w", err)
 	}
@@ -135,7 +140,6 @@ func supervise(dir string, grace time.Duration, ready *readiness) error {
 		return err
 	}
 	defer lock.Close()
-	s := &supervisor{endingGrace: grace, guest: newGuestLine(), ready: ready, began: time.Now()}
 	if err := readJSON(".", paths.VMSpec, &s.spec); err != nil {
 		return fmt.Errorf("supervise: %w", err)
 	}
@@ -174,11 +178,15 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("supervise: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, api.Errorf(api.KindConflict, "a supervisor runs in %q already", dir)
+	for end := time.Now().Add(sweepTime); ; {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			return f, nil
+		}
+		if time.Now().After(end) || !pause(context.Background(), 10*time.Millisecond) {
+			f.Close()
+			return nil, api.Errorf(api.KindConflict, "a supervisor runs in %q already", dir)
+		}
 	}
-	return f, nil
 }
 
 func (s *supervisor) openLogs() (err error) {
