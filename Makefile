@@ -11,7 +11,7 @@ GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 GOTEST  := CGO_ENABLED=0 $(GO) test -trimpath
 GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: demo build install uninstall test test-unit test-e2e test-long lint bench clean
+.PHONY: demo build install uninstall test test-unit test-e2e test-firecracker test-long lint bench clean
 
 ## demo: install missing host packages, build, and build and test a real C project in a sandbox
 demo:
@@ -44,6 +44,11 @@ test-e2e:
 	./scripts/host-packages test
 	BANGER_TEST_MIRROR=1 $(GOTEST) -count=1 -timeout 10m -run Mirror ./internal/kernel
 	$(GOTEST) -tags e2e -count=1 -timeout 25m ./e2e/...
+
+## test-firecracker: what needs the real Firecracker, which is fetched, and KVM; says why where it skips, and where the logs are
+test-firecracker:
+	./scripts/host-packages test
+	$(GOTEST) -tags e2e -count=1 -timeout 30m -v -run '^TestFirecracker$$' ./e2e/...
 
 ## test-long: large counts of the randomised tests, COUNT=… SEED=…
 test-long:

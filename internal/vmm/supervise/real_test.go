@@ -16,6 +16,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 	"git.thaloco.com/thaloco/banger/internal/hostexec"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
+	"git.thaloco.com/thaloco/banger/internal/vmm/firecracker/fakefc"
 	"git.thaloco.com/thaloco/banger/internal/vmm/vmmtest"
 )
 
@@ -43,6 +44,31 @@ func realFixture(netDevice string) vmmtest.New {
 			NetDevice: netDevice, Panic: strings.Fields(os.Getenv("BANGER_TEST_PANIC")),
 		}
 	}
+}
+
+// TestRealFirecracker runs the suite on the Firecracker that BANGER_TEST_FIRECRACKER_BIN names; BANGER_TEST_UNCONFINED is set for one that
+// is none, and starts programs of its own.
+func TestRealFirecracker(t *testing.T) {
+	binary := os.Getenv("BANGER_TEST_FIRECRACKER_BIN")
+	if binary == "" {
+		t.Skip("BANGER_TEST_FIRECRACKER_BIN names no Firecracker")
+	}
+	newSpec := realVM(t)
+	vmmtest.Run(t, func(t *testing.T) vmmtest.Fixture {
+		dir := t.TempDir()
+		spec := newSpec(t, dir)
+		spec.Engine, spec.Binary, spec.Accel, spec.Unconfined = vmm.EngineFirecracker, binary, vmm.AccelKVM, os.Getenv("BANGER_TEST_UNCONFINED") != ""
+		if spec.Unconfined {
+			if err := (fakefc.Knobs{Backend: fakefc.BackendQEMU}).Write(dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return vmmtest.Fixture{
+			Engine: newEngine(t), Again: newEngine(t), Dir: dir, Spec: spec, Patience: 2 * time.Minute,
+			Panic: strings.Fields(os.Getenv("BANGER_TEST_PANIC")), NetDevice: wire.DeviceTAP,
+			NoSnapshots: spec.Unconfined,
+		}
+	})
 }
 
 // TestRealFullDisk fills the host's disk from the guest, and makes room.

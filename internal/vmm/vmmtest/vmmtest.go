@@ -34,6 +34,8 @@ type Fixture struct {
 	Patience time.Duration
 	// NetDevice is what the guest's eth0 is in the tests of the link: wire.DeviceVirtio, or wire.DeviceTAP.
 	NetDevice string
+	// NoSnapshots: the VMM is a stand-in that takes none, though its engine does.
+	NoSnapshots bool
 	// Panic is the command that resets the guest unannounced; empty for "panic".
 	Panic []string
 }

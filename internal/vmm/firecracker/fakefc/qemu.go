@@ -76,6 +76,7 @@ func (e *emulator) boot(finish func(status int)) error {
 		return err
 	}
 	if e.vhost != nil {
+		_ = unix.Unlink(vhostSocket) // of one that was killed
 		ln, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: vhostSocket})
 		if err != nil {
 			return err
