@@ -27,6 +27,9 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 )
 
+// standstill is how long a guest must have stood still for its clock to be set again.
+const standstill = 2 * time.Second
+
 // welcomeTimeout is how long a stream of the host waits for the call to be made.
 const welcomeTimeout = 30 * time.Second
 
@@ -44,6 +47,7 @@ type agent struct {
 	ssh      sshServer
 	tap      *tap          // nil for a guest whose eth0, if any, is the VMM's
 	welcomed chan struct{} // closed after the first welcome: clock and entropy are the host's
+	booted   time.Time     // when the guest was started, by the host's clock; of the goroutine that calls
 	ending   sync.Mutex    // held by the one who ends the machine
 
 	mu    sync.Mutex // guards what follows
@@ -148,11 +152,26 @@ func (a *agent) defaults() process.Defaults {
 	return process.Defaults{Env: a.id.Env, WorkDir: a.id.WorkDir, User: a.id.User}
 }
 
-// welcome takes clock and entropy of the host; the guest is reachable from here on.
-func (a *agent) welcome(r wire.CallReply) {
-	err := errors.Join(addEntropy(r.Entropy), setClock(time.Unix(0, r.TimeUnixNano)))
+// welcome takes clock and entropy of the host; after the first the guest is reachable.
+func (a *agent) welcome(r wire.CallReply, first bool) {
+	now := time.Unix(0, r.TimeUnixNano)
+	booted := now.Add(-time.Duration(bootMillis()) * time.Millisecond)
+	err := addEntropy(r.Entropy)
+	// By the host's clock the guest was started later than it was at first: it has stood still meanwhile. If not, the clock is left to
+	// who may have set it in the guest.
+	stood := !first && booted.Sub(a.booted) > standstill
+	if first || stood {
+		a.booted = booted
+		err = errors.Join(err, setClock(now))
+	}
 	if err != nil {
 		a.log.Warn("taking the host's clock and entropy", "error", err)
+	}
+	if stood && a.tap != nil {
+		a.tap.again() // the guest may not have been told that its streams have ended (Firecracker, issue 4736)
+	}
+	if !first {
+		return
 	}
 	close(a.welcomed)
 	a.call.reached(api.MarkAgent)

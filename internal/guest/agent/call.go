@@ -45,9 +45,9 @@ func whileLinked(ctx context.Context, l link) (context.Context, context.CancelFu
 // caller keeps the agent's call to its supervisor: marks, the log, and the end. What it is told
 // while there is no call it says in the next.
 type caller struct {
-	hello   wire.Call            // but for Secret and Token
-	welcome func(wire.CallReply) // the first one of this boot
-	log     *slog.Logger         // set before run
+	hello   wire.Call                          // but for Secret and Token
+	welcome func(r wire.CallReply, first bool) // first of this boot
+	log     *slog.Logger                       // set before run
 
 	mu       sync.Mutex // guards what follows
 	secret   string     // until the first welcome
@@ -61,7 +61,7 @@ type caller struct {
 	wake     chan struct{} // there is something to say
 }
 
-func newCaller(hello wire.Call, secret string, welcome func(wire.CallReply)) *caller {
+func newCaller(hello wire.Call, secret string, welcome func(r wire.CallReply, first bool)) *caller {
 	return &caller{hello: hello, secret: secret, welcome: welcome, log: slog.New(slog.DiscardHandler),
 		wake: make(chan struct{}, 1)}
 }
@@ -203,9 +203,7 @@ func (c *caller) greet(conn net.Conn, lines *wire.LineReader) error {
 	first := c.token == ""
 	c.secret, c.token = "", r.Token
 	c.mu.Unlock()
-	if first {
-		c.welcome(r)
-	}
+	c.welcome(r, first)
 	return nil
 }
 

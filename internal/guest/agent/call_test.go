@@ -68,7 +68,12 @@ func (s *supervisor) say(r wire.CallReply) {
 
 func startCall(t *testing.T) (*caller, *pipeLink, chan wire.CallReply) {
 	welcomes := make(chan wire.CallReply, 8)
-	c := newCaller(wire.Call{Agent: "dev", Init: "none"}, "secret", func(r wire.CallReply) { welcomes <- r })
+	c := newCaller(wire.Call{Agent: "dev", Init: "none"}, "secret", func(r wire.CallReply, first bool) {
+		if !first {
+			r.Reason = "again"
+		}
+		welcomes <- r
+	})
 	l := newPipeLink()
 	go c.run(t.Context(), l)
 	return c, l, welcomes
@@ -82,7 +87,7 @@ func TestCall(t *testing.T) {
 		t.Fatal(diff)
 	}
 	s.say(wire.CallReply{Type: wire.ReplyWelcome, Token: "token", TimeUnixNano: 7})
-	if r := <-welcomes; r.TimeUnixNano != 7 {
+	if r := <-welcomes; r.TimeUnixNano != 7 || r.Reason != "" {
 		t.Errorf("welcome %+v", r)
 	}
 	c.reached(api.MarkAgent)
@@ -111,8 +116,8 @@ func TestCall(t *testing.T) {
 			t.Errorf("heard %+v, want mark %s", got, m)
 		}
 	}
-	if len(welcomes) != 0 {
-		t.Error("the clock was set twice")
+	if r := <-welcomes; r.Reason != "again" {
+		t.Errorf("a later welcome is %+v", r)
 	}
 }
 
@@ -165,7 +170,7 @@ func TestRefusedCallIsTriedAgain(t *testing.T) {
 }
 
 func TestCallEndsWithItsLink(t *testing.T) {
-	c := newCaller(wire.Call{}, "secret", func(wire.CallReply) {})
+	c := newCaller(wire.Call{}, "secret", func(wire.CallReply, bool) {})
 	l := newPipeLink()
 	ended := make(chan struct{})
 	go func() { c.run(t.Context(), l); close(ended) }()
@@ -175,7 +180,7 @@ func TestCallEndsWithItsLink(t *testing.T) {
 }
 
 func TestLogQueueIsBounded(t *testing.T) {
-	c := newCaller(wire.Call{}, "secret", nil)
+	c := newCaller(wire.Call{}, "secret", func(wire.CallReply, bool) {})
 	for range 3 * maxQueued {
 		c.logLine(strings.Repeat("x", 2*maxLogLine))
 	}

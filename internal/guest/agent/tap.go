@@ -31,6 +31,9 @@ type tap struct {
 	made    chan struct{} // closed when file is there
 	file    *os.File      // as long as it is open the device is there
 	carrier sync.Mutex    // held by who carries frames of file: an old link may end after the new one has begun
+
+	mu     sync.Mutex // guards hangUp
+	hangUp func()     // ends the stream of the moment; nil without one
 }
 
 func newTAP(token func() string, log *slog.Logger) *tap {
@@ -117,6 +120,8 @@ func (t *tap) once(ctx context.Context, l link) error {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
+	t.setHangUp(func() { conn.Close() })
+	defer t.setHangUp(nil)
 	if err := t.greet(conn); err != nil {
 		return err
 	}
@@ -125,6 +130,21 @@ func (t *tap) once(ctx context.Context, l link) error {
 		return err
 	}
 	return errors.New("the host has closed it")
+}
+
+func (t *tap) setHangUp(f func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.hangUp = f
+}
+
+// again has the stream of frames made anew, where there is one.
+func (t *tap) again() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.hangUp != nil {
+		t.hangUp()
+	}
 }
 
 // greet says hello and takes the welcome, and nothing of what follows it.

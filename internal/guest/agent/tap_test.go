@@ -139,6 +139,11 @@ func TestTAPStreams(t *testing.T) {
 	if _, err := s.conn.Read(buf); !errors.Is(err, io.EOF) {
 		t.Errorf("after a violation: %v", err)
 	}
+	s = l.admit(t, "second")
+	p.again() // as after a snapshot: nobody has told of the stream's end
+	if _, err := s.conn.Read(buf); !errors.Is(err, io.EOF) {
+		t.Errorf("the stream goes on: %v", err)
+	}
 	l.admit(t, "second")
 	close(l.done)
 	await(t, "the end with the link", ended)
