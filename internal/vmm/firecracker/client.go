@@ -153,7 +153,7 @@ const lessMemory = "less --memory, or end other VMs"
 // advise gives the words of Firecracker, wherever they came from, the hint of what to do where that is known.
 func advise(err error, words string) error {
 	for _, a := range []struct{ says, hint string }{
-		{"/dev/kvm file's ACL", "sudo usermod -aG kvm $USER   # then log in again; banger doctor says more"},
+		{"Permission denied (os error 13) Make sure the user launching", "sudo usermod -aG kvm $USER   # then log in again; banger doctor says more"},
 		{"Error creating KVM object", "banger doctor says what KVM lacks; engine = \"qemu\" in config.toml does without Firecracker"},
 		{"Missing KVM capabilities", "this host's KVM is too old or too small for Firecracker: engine = \"qemu\" in config.toml"},
 		{"No space left on device", "make room on the host's disk, then start it again"},

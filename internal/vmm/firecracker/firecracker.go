@@ -90,7 +90,9 @@ func Start(ctx context.Context, cfg Config) (_ *VMM, err error) {
 	}
 	argv, err := v.prepare()
 	if err == nil {
-		v.child, err = hostexec.Runner{}.StartChild(argv, cfg.Dir, cfg.Env, cfg.Console, cfg.Stderr)
+		if v.child, err = (hostexec.Runner{}).StartChild(argv, cfg.Dir, cfg.Env, cfg.Console, cfg.Stderr); err != nil {
+			err = fmt.Errorf("start firecracker: %w", err)
+		}
 	}
 	if err != nil {
 		v.log.close()
@@ -229,7 +231,7 @@ func (v *VMM) notStarted(cause error) error {
 	if meaning := statuses[status].meaning; gone && meaning != "" {
 		err = fmt.Errorf("%w: it %s", err, meaning)
 	}
-	if words != "" {
+	if f, ok := errors.AsType[*Fault](cause); words != "" && (gone || !ok || !strings.Contains(words, f.Message)) {
 		err = fmt.Errorf("%w: %s", err, words)
 	}
 	if hint := statuses[status].hint; gone && hint != "" {

@@ -24,6 +24,9 @@ func TestMain(m *testing.M) {
 		case "-name":
 			os.Exit(fakeqemu.Main(os.Args[1:]))
 		case "--id", "--version", "--snapshot-version":
+			if badAPI() {
+				os.Exit(1)
+			}
 			os.Exit(fakefc.Main(os.Args[1:]))
 		}
 	}

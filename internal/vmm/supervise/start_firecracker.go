@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/vmm/driver"
@@ -35,7 +36,9 @@ func (b *boot) startFirecracker(ctx context.Context) error {
 		return nil
 	}
 	b.closeOutput()
-	if line := b.stderr.String(); errors.As(err, new(*driver.StartError)) && line != "" {
+	line := b.stderr.String()
+	said := strings.HasPrefix(line, "Error: RunWith") && strings.Contains(err.Error(), "RunWith") // what its log says in words
+	if errors.As(err, new(*driver.StartError)) && line != "" && !said {
 		return fmt.Errorf("%w: %s", err, line)
 	}
 	return err
