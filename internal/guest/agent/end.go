@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"git.thaloco.com/thaloco/banger/internal/guest/guestapi"
+	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 )
 
 // The verbs of an end, as systemd and the call name them.
@@ -27,7 +28,8 @@ func validVerb(v string) bool { return v == verbPoweroff || v == verbReboot || v
 
 // end tells the host how the guest ends, makes the data drive clean and ends the machine. Whatever the verb, that is
 // a reset, for it is what every VMM ends at; the host knows the verb. Where the host could not be told, the machine
-// does what the verb says, and a VMM that understands it may draw its conclusion.
+// does what the verb says, and a VMM that understands it may draw its conclusion; Firecracker, whose transport vsock is, understands only a
+// reset, and would stay.
 func (a *agent) end(ctx context.Context, verb string) error {
 	a.ending.Lock() // a second end waits for the first, which does not return
 	defer a.ending.Unlock()
@@ -38,7 +40,7 @@ func (a *agent) end(ctx context.Context, verb string) error {
 		a.log.Warn("the host was not told of the end", "error", err)
 	}
 	quiet(a.data)
-	if err != nil && verb != verbReboot {
+	if err != nil && verb != verbReboot && a.conf.Transport != wire.TransportVsock {
 		return powerOffMachine()
 	}
 	return restartMachine()
