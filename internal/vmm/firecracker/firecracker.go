@@ -279,7 +279,7 @@ var statuses = map[int]struct{ meaning, hint string }{
 const misfit = "banger doctor says which Firecracker that is; without firecracker_bin in config.toml banger takes one that fits"
 
 // tripleFault is in the log where the guest's CPU gave up: to KVM that is a shutdown, to Firecracker an error (#5611).
-const tripleFault = "kvm exit received: Shutdown"
+const tripleFault = "Unexpected exit reason on vcpu run: Shutdown"
 
 // exit says what the end of Firecracker's process means; why is what its log says of it. The guest's reset is the end without an
 // error, announced or not, panics included.

@@ -33,8 +33,9 @@ type logPipe struct {
 	r, w *os.File
 	done chan struct{}
 
-	mu   sync.Mutex // guards last
-	last string     // the last line that says what went wrong
+	mu    sync.Mutex // guards what follows
+	last  string     // the last line that says what went wrong
+	final bool       // nothing that comes later says more
 }
 
 // openLog makes the pipe in dir and copies what comes to to.
@@ -94,6 +95,10 @@ func diskNote(request string, errno unix.Errno) string {
 // saysWhy are lines that tell what went wrong, in contrast to those that tell that something did.
 var saysWhy = regexp.MustCompile(`(?i)error|failed|panicked|bad syscall|intercepting signal`)
 
+// cpuEnded is how Firecracker logs why it takes no more of a CPU of the guest (src/vmm/src/vstate/vcpu.rs): that is its end, of which
+// the lines that follow only tell.
+var cpuEnded = regexp.MustCompile(`Unexpected (exit reason on vcpu run|kvm exit received)|Received (KVM_|ENOSYS )|Failure during vcpu run`)
+
 func (l *logPipe) note(line string) {
 	line = strings.TrimSpace(line)
 	if m := diskFault.FindStringSubmatch(line); m != nil {
@@ -102,12 +107,15 @@ func (l *logPipe) note(line string) {
 		l.onError(diskNote(m[1], unix.Errno(code)))
 		return
 	}
-	if !saysWhy.MatchString(line) || strings.Contains(line, "Firecracker exiting with error") {
+	final := cpuEnded.MatchString(line)
+	if !final && (!saysWhy.MatchString(line) || strings.Contains(line, "Firecracker exiting with error")) {
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.last = printable(withoutStamp(line))
+	if !l.final {
+		l.last, l.final = printable(withoutStamp(line)), final
+	}
 }
 
 // stamp is the head of a line: 2025-12-12T06:25:31.546104303 [id:main]
@@ -115,7 +123,7 @@ var stamp = regexp.MustCompile(`^\d{4}-\d\d-\d\dT[\d:.]+ \[[^\]]*\] `)
 
 func withoutStamp(line string) string { return stamp.ReplaceAllString(line, "") }
 
-// why is the last line that says what went wrong; empty where none does.
+// why is the line that says what went wrong, the last one where there are several; empty where none does.
 func (l *logPipe) why() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -164,7 +164,7 @@ func TestKernelArguments(t *testing.T) {
 		p := start(t, dir)
 		h.await(t, full)
 		write(t, dir, "fakeguest/verb", []byte("reboot\n"))
-		if status := p.end(t); status != 1 || !strings.Contains(p.stdout.String(), "Unexpected kvm exit received: Shutdown") {
+		if status := p.end(t); status != 1 || !strings.Contains(p.stdout.String(), "Unexpected exit reason on vcpu run: Shutdown") {
 			t.Errorf("status %d, %q", status, p.stdout.String())
 		}
 	})

@@ -365,7 +365,7 @@ func (m *machine) reset() {
 		m.finish(0)
 		return
 	}
-	m.log.errorf("Unexpected kvm exit received: Shutdown")
+	m.log.tripleFault()
 	m.finish(1)
 }
 

@@ -42,6 +42,12 @@ func (l *logger) errorf(format string, args ...any) { l.write(1, "ERROR", "main"
 func (l *logger) infof(format string, args ...any)  { l.write(3, "INFO", "main", format, args...) }
 func (l *logger) apif(format string, args ...any)   { l.write(3, "INFO", "fc_api", format, args...) }
 
+// tripleFault says what Firecracker says of a CPU that gave up, and of its own end, which that is.
+func (l *logger) tripleFault() {
+	l.write(1, "ERROR", "fc_vcpu 0", "Unexpected exit reason on vcpu run: Shutdown")
+	l.errorf("RunWithApiError error: MicroVM stopped with an error: GenericError")
+}
+
 // console is the guest's serial port: standard output, which Firecracker makes non-blocking.
 type console struct{ fd int }
 

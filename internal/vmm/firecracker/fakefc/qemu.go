@@ -132,7 +132,7 @@ func (e *emulator) run(qmp *net.UnixConn, tsc int, started chan<- error, finish 
 	case reason == "guest-reset" && slices.Contains(e.args, "reboot=k"):
 		finish(exitOK)
 	case reason == "guest-reset":
-		e.log.errorf("Unexpected kvm exit received: Shutdown")
+		e.log.tripleFault()
 		finish(exitError)
 	default:
 		e.log.errorf("qemu ended: status %d, signal %d, %v", status, sig, err)
