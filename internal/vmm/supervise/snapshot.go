@@ -57,6 +57,10 @@ func (s *supervisor) saving(what string) (saver, driver.VMM, error) {
 
 // snapshot saves the VM in dir; what it has written there goes away again where that fails.
 func (s *supervisor) snapshot(ctx context.Context, dir string) (err error) {
+	if s.spec.Jailer != "" { // whose VMM has no way to dir
+		return api.Errorf(api.KindUnavailable, "take a snapshot of VM %q: not in a jail", s.spec.Name).
+			WithHint("jail = \"off\" in config.toml, then banger vm restart %s", s.spec.Name)
+	}
 	can, v, err := s.saving("take a snapshot")
 	if err != nil {
 		return err
