@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -13,10 +14,13 @@ import (
 // ext4ResizeFS is EXT4_IOC_RESIZE_FS; its argument is a count of file system blocks.
 const ext4ResizeFS = 0x40086610
 
+// growDeadline is how long the kernel may take to note that a drive has grown: the VMM's interrupt only tells it to look.
+const growDeadline = 2 * time.Second
+
 // growData grows the file system of the open directory data to bytes, 0 for all of its drive dev, and
 // returns its size. A file system that is as large already stays as it is.
 func growData(data *os.File, dev string, bytes int64) (int64, error) {
-	drive, err := deviceBytes(dev)
+	drive, err := awaitBytes(dev, bytes, growDeadline)
 	if err != nil {
 		return 0, err
 	}
@@ -40,6 +44,16 @@ func growData(data *os.File, dev string, bytes int64) (int64, error) {
 		return 0, err
 	}
 	return int64(blocks) * st.Bsize, nil
+}
+
+// awaitBytes returns how large the drive dev is, as soon as that is enough, at last after patience.
+func awaitBytes(dev string, enough int64, patience time.Duration) (int64, error) {
+	for end := time.Now().Add(patience); ; <-time.After(2 * time.Millisecond) {
+		n, err := deviceBytes(dev)
+		if err != nil || n >= enough || time.Now().After(end) {
+			return n, err
+		}
+	}
 }
 
 func deviceBytes(dev string) (int64, error) {
