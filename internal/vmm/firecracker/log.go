@@ -35,6 +35,7 @@ type logPipe struct {
 
 	mu    sync.Mutex // guards what follows
 	last  string     // the last line that says what went wrong
+	more  bool       // it is the last line of all, so that one without a stamp belongs to it
 	final bool       // nothing that comes later says more
 }
 
@@ -107,13 +108,15 @@ func (l *logPipe) note(line string) {
 		l.onError(diskNote(m[1], unix.Errno(code)))
 		return
 	}
-	final := cpuEnded.MatchString(line)
-	if !final && (!saysWhy.MatchString(line) || strings.Contains(line, "Firecracker exiting with error")) {
-		return
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.final {
+	if l.more && !stamp.MatchString(line) { // a panic says on its second line what it is about
+		l.last = strings.TrimSpace(printable(l.last + " " + line))
+		return
+	}
+	final := cpuEnded.MatchString(line)
+	l.more = !l.final && (final || saysWhy.MatchString(line) && !strings.Contains(line, "Firecracker exiting with error"))
+	if l.more {
 		l.last, l.final = printable(withoutStamp(line)), final
 	}
 }

@@ -30,6 +30,9 @@ func TestWhy(t *testing.T) {
 		}, "RunWithApiError error: Failed to build MicroVM from Json: Configuration for VMM from one single json failed: …", driver.Failed},
 		"the last of several": {1, []string{head + "main] Failed to read: first", head + "main] Failed to read: second", exiting},
 			"Failed to read: second", driver.Failed},
+		"a panic, on two lines": {1, []string{
+			head + "main] Firecracker panicked at src/firecracker/src/main.rs:1:", "Unable to open the file", head + "main] a warning", "and more of it",
+		}, "Firecracker panicked at src/firecracker/src/main.rs:1: Unable to open the file", driver.Failed},
 		"nothing at all": {0, []string{head + "main] a warning of no weight"}, "", driver.GuestReset},
 	} {
 		t.Run(name, func(t *testing.T) {
