@@ -77,7 +77,7 @@ func (s *Service) start(ctx context.Context, id string, want api.Mark, rep progr
 // fallBack says that another engine is tried.
 func (s *Service) fallBack(id string, from, to probe.Decision, cause error, rep progress.Reporter) {
 	s.cfg.Log.Warn("the vmm ended at its start", "id", id, "engine", from.Engine, "accel", from.Accel, "instead", to.Title(), "err", cause)
-	rep.Note(to.Title() + " runs the VM: " + to.Reason)
+	rep.Note(fmt.Sprintf("%s ended at its start, and %s runs the VM: %s; why: banger doctor", from.Title(), to.Title(), cause))
 }
 
 // launch has an engine start the VM, and returns both with the VM's watcher running; no engine where it ran already.
