@@ -288,12 +288,15 @@ func announced(verb string) outcome {
 	}
 }
 
+// emptyWords begin what Firecracker says on stderr whenever it ends because of an error that is in its log.
+const emptyWords = "Error: RunWithApi(MicroVMStoppedWithError("
+
 // classify says what the end x of the VMM means, after the guest announced verb (or nothing); line is the last of its stderr.
 func classify(x driver.Exit, verb, line string) outcome {
 	switch {
 	case x.Ending == driver.HostSignal:
 		return ended(vmm.EndKilled, "the VMM was asked to end by a signal of the host")
-	case x.Ending == driver.Failed && line != "":
+	case x.Ending == driver.Failed && line != "" && !strings.HasPrefix(line, emptyWords):
 		return ended(vmm.EndCrashed, "%s: %s", x.Detail, line)
 	case x.Ending == driver.Failed:
 		return ended(vmm.EndCrashed, "%s", x.Detail)
