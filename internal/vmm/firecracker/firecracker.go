@@ -418,9 +418,9 @@ func (v *VMM) request(ctx context.Context, d time.Duration, do func(context.Cont
 	if v.cfg.RequestTimeout > 0 {
 		d = v.cfg.RequestTimeout
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, d, &silence{d})
+	bounded, cancel := context.WithTimeoutCause(ctx, d, &silence{d})
 	defer cancel()
-	err := do(ctx)
+	err := do(bounded)
 	switch {
 	case err == nil:
 		return nil

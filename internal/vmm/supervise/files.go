@@ -1,6 +1,7 @@
 package supervise
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -98,7 +99,7 @@ func readEnd(dir string) *vmm.End {
 	return &end
 }
 
-// sweepTime is how long a supervisor that starts waits for a sweep in its directory to be over.
+// sweepTime is how long a supervisor that starts waits for a sweep in its directory to be over, and a sweep for a dead supervisor.
 const sweepTime = time.Second
 
 // transient are the files that are in a VM's directory only while it runs, beside supervisor.json.
@@ -114,8 +115,15 @@ func sweep(dir string) {
 		return // there is nothing any more
 	}
 	defer f.Close()
-	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-		_ = remove(dir, transient()...) // else the next start does
+	for end := time.Now().Add(sweepTime); ; {
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			_ = remove(dir, transient()...) // else the next start does
+			return
+		}
+		// The threads of one that is dead may be dying still.
+		if rec, err := readRecord(dir); err == nil && rec.Supervisor.Alive() || time.Now().After(end) || !pause(context.Background(), 10*time.Millisecond) {
+			return
+		}
 	}
 }
 

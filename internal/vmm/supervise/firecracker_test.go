@@ -49,19 +49,19 @@ func badAPI() bool {
 }
 
 // startFC starts a VM on a fake Firecracker.
-func startFC(t *testing.T, knobs fakefc.Knobs, change func(*vmm.Spec)) *run {
+func startFC(t *testing.T, knobs fakefc.Knobs, change func(*vmm.Spec), args ...string) *run {
 	t.Helper()
 	dir, spec := newFCVM(t, knobs)
 	if change != nil {
 		change(&spec)
 	}
-	return launchFC(t, dir, spec)
+	return launchFC(t, dir, spec, args...)
 }
 
-// launchFC starts the VM in dir, with little patience for its VMM.
-func launchFC(t *testing.T, dir string, spec vmm.Spec) *run {
+// launchFC starts the VM in dir, with args for its supervisor.
+func launchFC(t *testing.T, dir string, spec vmm.Spec, args ...string) *run {
 	t.Helper()
-	eng := newEngine(t, "--ending-grace", "300ms", "--request-timeout", "300ms")
+	eng := newEngine(t, append([]string{"--ending-grace", "300ms"}, args...)...)
 	ctx := within(t, 60*time.Second)
 	m, err := eng.Start(ctx, dir, spec)
 	if err != nil {
@@ -166,7 +166,9 @@ type badStart struct {
 }
 
 func badStarts() map[string]badStart {
-	at := func(moment string, status int) fakefc.Knobs { return fakefc.Knobs{DieAt: map[string]int{moment: status}} }
+	at := func(moment string, status int) fakefc.Knobs {
+		return fakefc.Knobs{DieAt: map[string]int{moment: status}}
+	}
 	signal := func(sig unix.Signal) fakefc.Knobs {
 		return fakefc.Knobs{SignalAt: map[string]int{fakefc.MomentBoot: int(sig)}}
 	}
