@@ -188,8 +188,9 @@ type Machine interface {
 // Snapshotter is a Machine that can be saved and go on later. An engine that cannot do one of these, as QEMU so far, gives an *api.Error
 // of KindUnavailable.
 type Snapshotter interface {
-	// Snapshot saves the memory and the devices of a paused VM, not its drives, in the directory dir, which exists; for
-	// Spec.Restore. The VM stays paused, and usable. A VM that is not paused is a KindConflict.
+	// Snapshot saves the memory and the devices of a paused VM in the directory dir, which exists; for Spec.Restore. Its writable drives
+	// the caller copies while the VM is paused: they are part of what is restored. The VM stays paused, and usable; its
+	// guest's streams end when it goes on, which the host is told only when it writes. A VM that is not paused is a KindConflict.
 	Snapshot(ctx context.Context, dir string) error
 	// SetBalloon asks the guest for mib MiB of its memory, which the host can use meanwhile; 0 gives all back. The guest gives
 	// what it can spare, and takes it back rather than run out.

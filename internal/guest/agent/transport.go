@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/mdlayher/vsock"
+	"golang.org/x/sys/unix"
 
 	"git.thaloco.com/thaloco/banger/internal/guest/channel"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
@@ -118,7 +119,37 @@ const vsockAny = 0xffffffff
 
 // Dial implements link.
 func (l *vsockLink) Dial(ctx context.Context, port uint32) (net.Conn, error) {
-	return vsock.DialContext(ctx, vsock.Host, port, nil)
+	conn, err := vsock.DialContext(ctx, vsock.Host, port, nil)
+	if err != nil {
+		return nil, err
+	}
+	if port == wire.PortNet {
+		widen(conn)
+	}
+	return conn, nil
+}
+
+// netWindow is how much of what the host sends on the way to the guest's network may wait in the guest, in bytes. The kernel's own
+// default of 256 KiB is four of the longest frames.
+const netWindow = 2 << 20
+
+// Socket options of level AF_VSOCK (linux/vm_sockets.h).
+const (
+	bufferSize    = 0 // SO_VM_SOCKETS_BUFFER_SIZE
+	bufferMaxSize = 2 // SO_VM_SOCKETS_BUFFER_MAX_SIZE
+)
+
+// widen gives a stream a larger window; where the kernel does not, it works as well, slower.
+func widen(conn *vsock.Conn) {
+	rc, err := conn.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = rc.Control(func(fd uintptr) {
+		for _, option := range []int{bufferMaxSize, bufferSize} {
+			_ = unix.SetsockoptUint64(int(fd), unix.AF_VSOCK, option, netWindow)
+		}
+	})
 }
 
 // Done implements link: a vsock does not end.

@@ -1,13 +1,62 @@
 package vmmtest
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/disk/sparse"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 )
+
+// copyDrives copies the writable drives of the VM from one directory in its own to another.
+func (v *vm) copyDrives(t *testing.T, from, to string) {
+	t.Helper()
+	for _, d := range v.fix.Spec.Drives {
+		if d.ReadOnly || filepath.IsAbs(d.Path) {
+			continue
+		}
+		if err := copySparse(filepath.Join(v.fix.Dir, from, d.Path), filepath.Join(v.fix.Dir, to, d.Path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func copySparse(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	info, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	if err := out.Truncate(info.Size()); err != nil {
+		return err
+	}
+	data, err := os.Open(from) // Runs moves the offset of in
+	if err != nil {
+		return err
+	}
+	defer data.Close()
+	for run, err := range sparse.Runs(in, info.Size()) {
+		if err != nil {
+			return err
+		}
+		if _, err := io.Copy(io.NewOffsetWriter(out, run.Offset), io.NewSectionReader(data, run.Offset, run.Len)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // testSnapshot saves a VM, ends it, and goes on with it. Engines that cannot say so.
 func testSnapshot(t *testing.T, v *vm) {
@@ -58,6 +107,7 @@ func testSnapshot(t *testing.T, v *vm) {
 	if err := s.Snapshot(v.ctx, "fakesnap"); err != nil {
 		t.Fatalf("snapshot: %v", err)
 	}
+	v.copyDrives(t, ".", "fakesnap") // they belong to it
 	if err := v.Resume(v.ctx); err != nil {
 		t.Fatalf("resume after a snapshot: %v", err)
 	}
@@ -68,6 +118,7 @@ func testSnapshot(t *testing.T, v *vm) {
 	if err := v.Kill(v.ctx); err != nil {
 		t.Fatal(err)
 	}
+	v.copyDrives(t, "fakesnap", ".")
 	v.fix.Spec.Restore = "fakesnap"
 	restored := start(t, v.fix)
 	restored.awaitReady(t)
