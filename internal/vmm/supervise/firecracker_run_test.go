@@ -251,7 +251,13 @@ func TestFirecrackerEnds(t *testing.T) {
 		"VMM terminated":     {func(t *testing.T, _ *run, st vmm.Status) { kill(t, st.VMMPID, syscall.SIGTERM) }, vmm.EndKilled, "a signal of the host"},
 		"supervisor stopped": {func(t *testing.T, _ *run, st vmm.Status) { kill(t, st.SupervisorPID, syscall.SIGTERM) }, vmm.EndKilled, ""},
 		"supervisor killed":  {func(t *testing.T, _ *run, st vmm.Status) { kill(t, st.SupervisorPID, syscall.SIGKILL) }, vmm.EndLost, "vanished"},
-		"panic":              {func(_ *testing.T, r *run, _ vmm.Status) { r.order(fakeguest.VerbPanic) }, vmm.EndUnexpected, "kernel panic"},
+		"reboot fails": {func(t *testing.T, r *run, _ vmm.Status) {
+			if err := (fakefc.Knobs{CrashAtStart: "no luck this time"}).Write(r.dir); err != nil {
+				t.Fatal(err)
+			}
+			r.order("reboot")
+		}, vmm.EndStart, "start firecracker: exit status 1: no luck this time"},
+		"panic": {func(_ *testing.T, r *run, _ vmm.Status) { r.order(fakeguest.VerbPanic) }, vmm.EndUnexpected, "kernel panic"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
