@@ -51,9 +51,15 @@ func newEngine(t *testing.T, args ...string) *Engine {
 func newFCVM(t *testing.T, knobs fakefc.Knobs) (dir string, spec vmm.Spec) {
 	t.Helper()
 	dir, spec = newVM(t, fakeqemu.Knobs{})
+	knobs.Spec = os.Getenv(fakefc.EnvSpec) // the VMM does not see the environment
 	if err := knobs.Write(dir); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if said, err := os.ReadFile(filepath.Join(dir, fakefc.ViolationFile)); err == nil {
+			t.Errorf("Firecracker was asked for what its document does not have: %s", said)
+		}
+	})
 	spec.Engine, spec.Accel, spec.Unconfined = vmm.EngineFirecracker, vmm.AccelKVM, true
 	return dir, spec
 }
