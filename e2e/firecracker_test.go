@@ -31,7 +31,7 @@ func TestFirecracker(t *testing.T) {
 	}
 	h.keepLogs(t)
 	h.firecrackerLife(t)
-	p := probe.Prober{Config: probe.Config{Engine: probe.Firecracker, Bin: filepath.Join(data, "banger", "bin")}, Adjust: probe.AssumeKVM}
+	p := probe.Prober{Config: probe.Config{Engine: probe.Firecracker, Bin: filepath.Join(data, "banger", "bin")}}
 	d, err := p.Choose(t.Context())
 	if err != nil || d.Fetch {
 		t.Fatalf("%+v, %v", d, err)

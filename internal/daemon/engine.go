@@ -14,9 +14,6 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/vmm/probe"
 )
 
-// envForceFirecracker set to 1 has KVM taken for usable whatever it looks like: for a host of which banger is wrong, and for tests.
-const envForceFirecracker = "BANGER_TEST_FIRECRACKER"
-
 // engines finds what runs VMs, and fetches Firecracker where it must.
 type engines struct {
 	prober *probe.Prober
@@ -49,12 +46,8 @@ func (e *engines) confine(d *probe.Decision) error {
 func newEngines(d *Daemon) *engines {
 	pin, _ := release.Pinned(runtime.GOARCH) // where there is none, nothing is decided on that has to be fetched
 	p := d.cfg.Paths
-	var adjust func(*probe.Observations)
-	if os.Getenv(envForceFirecracker) == "1" {
-		adjust = probe.AssumeKVM
-	}
 	return &engines{
-		prober: &probe.Prober{Adjust: adjust, Config: probe.Config{Engine: d.settings.Engine, QEMUBin: d.settings.QEMUBin, FirecrackerBin: d.settings.FirecrackerBin,
+		prober: &probe.Prober{Config: probe.Config{Engine: d.settings.Engine, QEMUBin: d.settings.QEMUBin, FirecrackerBin: d.settings.FirecrackerBin,
 			Bin: p.Bin(), Memory: p.EngineMemory()}},
 		fetch: release.Config{Dir: p.Bin(), Pin: pin, HTTP: deb.NewHTTPClient()},
 		log:   d.log, jail: d.settings.Jail, vms: p.VMs(), uid: os.Geteuid(),

@@ -57,6 +57,9 @@ func observeHost(cfg Config, now time.Time) Observations {
 	for _, m := range modules {
 		o.Modules = append(o.Modules, filepath.Base(m))
 	}
+	if os.Getenv(envForceFirecracker) == "1" {
+		assumeKVM(&o)
+	}
 	o.QEMU = findQEMU(cfg.QEMUBin)
 	pin, pinned := release.Pinned(o.Arch)
 	o.Firecracker = release.Find(cfg.FirecrackerBin, cfg.Bin, pin)

@@ -269,8 +269,11 @@ func hints(lines ...string) string {
 	return strings.Join(slices.DeleteFunc(lines, func(s string) bool { return s == "" }), "\n")
 }
 
-// AssumeKVM makes o those of a host whose KVM is usable.
-func AssumeKVM(o *Observations) {
+// envForceFirecracker set to 1 has KVM taken for usable whatever it looks like: for a host of which banger is wrong, and for tests.
+const envForceFirecracker = "BANGER_TEST_FIRECRACKER"
+
+// assumeKVM makes o those of a host whose KVM is usable.
+func assumeKVM(o *Observations) {
 	o.KVMOpen, o.KVMVersion, o.KVMCreate = "", kvmAPIVersion, ""
 	o.CPUFlags = append(slices.Clone(o.CPUFlags), "vmx")
 	o.Modules = []string{"kvm", "kvm_intel"}
