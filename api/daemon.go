@@ -19,6 +19,12 @@ type DaemonStatus struct {
 	// Engine is the engine new VMs start on, EngineReason why.
 	Engine       string `json:"engine"`
 	EngineReason string `json:"engine_reason"`
+	// Network is the mode new VMs start with: "user" or "bridge".
+	Network string `json:"network,omitempty"`
+	// WebAddress is the host:port where the daemon serves web pages and the ports of VMs; empty where it does not. WebWarning says why it
+	// is not the configured one.
+	WebAddress string `json:"web_address,omitempty"`
+	WebWarning string `json:"web_warning,omitempty"`
 }
 
 // ConfigView is the configuration in force.

@@ -73,6 +73,10 @@ type VM struct {
 	StartedAt     *time.Time `json:"started_at,omitempty"`
 	// Address is the VM's in the network of all VMs, from its first start on.
 	Address netip.Addr `json:"address,omitzero"`
+	// Forwards are ports of the host that lead to the VM; HostPorts those of the host's loopback that the VM may reach at its gateway,
+	// beside the configured ones.
+	Forwards  []Forward `json:"forwards,omitempty"`
+	HostPorts []uint16  `json:"host_ports,omitempty"`
 	// Restarts counts how often the guest rebooted since StartedAt.
 	Restarts int `json:"restarts"`
 	// VMMPID and SupervisorPID are 0 unless the VM runs.
@@ -100,6 +104,10 @@ type CreateVM struct {
 	// an Owner, when it stops.
 	RemoveOnExit bool   `json:"remove_on_exit,omitempty"`
 	Owner        *Owner `json:"owner,omitempty"`
+	// Forwards are ports of the host that lead to the VM; one of HostPort 0 is given one that is free.
+	Forwards []Forward `json:"forwards,omitempty"`
+	// HostPorts are TCP and UDP ports of the host's 127.0.0.1 that the VM may reach, as host.banger.vm.
+	HostPorts []uint16 `json:"host_ports,omitempty"`
 }
 
 // Owner is a host process a VM lives for.

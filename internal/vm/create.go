@@ -190,7 +190,7 @@ func (s *Service) make(ctx context.Context, req api.CreateVM, rep progress.Repor
 	}
 	rec := store.VM{ID: newID(), State: api.StateCreating, Image: img.Name, ImageDigest: img.Digest,
 		Kernel: krn.Name, KernelDigest: krn.Digest, CPUs: size.cpus, MemoryBytes: size.memory, DiskBytes: size.disk,
-		Env: req.Env, RemoveOnExit: req.RemoveOnExit, Owner: req.Owner, MachineID: newID(), CreatedAt: s.cfg.Host.Now()}
+		Env: req.Env, Forwards: req.Forwards, HostPorts: req.HostPorts, RemoveOnExit: req.RemoveOnExit, Owner: req.Owner, MachineID: newID(), CreatedAt: s.cfg.Host.Now()}
 	if err := giveHostKey(&rec); err != nil {
 		return rec, err
 	}

@@ -127,7 +127,7 @@ func (s *Service) view(r store.VM) api.VM {
 	vm := api.VM{ID: r.ID, Name: r.Name, State: r.State, Reason: r.Reason, Image: r.Image, ImageDigest: r.ImageDigest,
 		Kernel: r.Kernel, KernelDigest: r.KernelDigest, Engine: r.Engine, Accel: r.Accel, CPUs: r.CPUs,
 		MemoryBytes: r.MemoryBytes, DiskBytes: r.DiskBytes, Env: r.Env, RemoveOnExit: r.RemoveOnExit,
-		Address: r.Address, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt}
+		Address: r.Address, Forwards: r.Forwards, HostPorts: r.HostPorts, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt}
 	if _, used, err := disk.Usage(filepath.Join(s.cfg.Paths.VM(r.ID), paths.VMData)); err == nil {
 		vm.DiskUsedBytes = used
 	}

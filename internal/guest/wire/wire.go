@@ -37,6 +37,9 @@ const (
 	PortAPI uint32 = 1000
 	// PortExec speaks the exec protocol, one process (or attachment to one) per stream.
 	PortExec uint32 = 1001
+	// PortDial reaches ports of the guest: a Dial, a DialReply, each a line as of the call; where that says it is open, what package
+	// tunnel says follows.
+	PortDial uint32 = 1002
 	// PortSSH is the agent's ssh server.
 	PortSSH uint32 = 1022
 )
@@ -57,6 +60,27 @@ const (
 	// 14 to MaxEthernet. Neither side ends one direction alone. A new stream takes the place of the one before.
 	PortNet uint32 = 1025
 )
+
+// Dial asks the agent to connect to a port of its guest: to what listens on 127.0.0.1, else on an address of the guest's, else on ::1.
+type Dial struct {
+	Version int `json:"version"`
+	// Network is "tcp" or "udp".
+	Network string `json:"network"`
+	Port    uint16 `json:"port"`
+}
+
+// Kinds of DialReply.
+const (
+	DialOpen    = "open"
+	DialRefused = "refused" // nobody listens there
+	DialFailed  = "failed"
+)
+
+// DialReply answers a Dial. After anything but DialOpen the agent closes the stream.
+type DialReply struct {
+	Type   string `json:"type"`
+	Reason string `json:"reason,omitempty"`
+}
 
 // NetHello opens a stream to PortNet.
 type NetHello struct {
