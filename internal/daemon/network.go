@@ -65,13 +65,13 @@ func (n *network) reverse(a netip.Addr) (string, bool) {
 }
 
 // Lease implements vm.Network.
-func (n *network) Lease(ctx context.Context, id string) (wire.Network, error) {
-	a, err := n.db.Lease(ctx, id, n.cidr, n.gateway)
+func (n *network) Lease(ctx context.Context, id string) (vm.Lease, error) {
+	a, err := n.db.Lease(ctx, id, store.Pool{CIDR: n.cidr, Gateway: n.gateway})
 	if err != nil {
-		return wire.Network{}, err
+		return vm.Lease{}, err
 	}
-	return wire.Network{MAC: macOf(a).String(), Address: netip.PrefixFrom(a, n.cidr.Bits()).String(), Gateway: n.gateway.String(),
-		DNS: []string{n.gateway.String()}, Search: domain, MTU: wire.NetMTU}, nil
+	return vm.Lease{Network: wire.Network{MAC: macOf(a).String(), Address: netip.PrefixFrom(a, n.cidr.Bits()).String(), Gateway: n.gateway.String(),
+		DNS: []string{n.gateway.String()}, Search: domain, MTU: wire.NetMTU}}, nil
 }
 
 // Warning implements vm.Network.

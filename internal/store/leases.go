@@ -10,30 +10,44 @@ import (
 	"git.thaloco.com/thaloco/banger/api"
 )
 
-// Lease returns the address of the VM with this id in cidr, which is IPv4. A VM that has none, or one of another network, is
-// given the lowest that is free: neither leased, nor the network's first or last, nor gateway. Where there is none it is a KindConflict.
-func (s *Store) Lease(ctx context.Context, id string, cidr netip.Prefix, gateway netip.Addr) (netip.Addr, error) {
-	cidr = cidr.Masked()
+// Pool is where addresses of VMs come from.
+type Pool struct {
+	// CIDR is the network, IPv4; Gateway its address that is no VM's.
+	CIDR    netip.Prefix
+	Gateway netip.Addr
+	// Last is the highest address that is given; the zero value for no other bound than CIDR's.
+	Last netip.Addr
+}
+
+// holds tells whether a VM may have an address: it is neither the gateway's nor the network's first, which is the network, nor its last,
+// which is the broadcast address.
+func (p Pool) holds(a netip.Addr) bool {
+	return p.CIDR.Contains(a) && a != p.CIDR.Addr() && a != p.Gateway && p.CIDR.Contains(a.Next()) && (!p.Last.IsValid() || a.Compare(p.Last) <= 0)
+}
+
+// Lease returns the address of the VM with this id. A VM that has none, or one that is not in the pool, is given the lowest that is
+// free. Where there is none it is a KindConflict.
+func (s *Store) Lease(ctx context.Context, id string, pool Pool) (netip.Addr, error) {
+	pool.CIDR = pool.CIDR.Masked()
 	var lease netip.Addr
 	err := s.tx(ctx, func(tx *sql.Tx) error {
 		leased, err := leases(ctx, tx)
 		if err != nil {
 			return err
 		}
-		taken := map[netip.Addr]bool{gateway: true}
+		taken := map[netip.Addr]bool{}
 		for _, l := range leased {
-			if l.vm == id && cidr.Contains(l.address) && l.address != gateway && usable(cidr, l.address) {
+			if l.vm == id && pool.holds(l.address) {
 				lease = l.address
 				return nil
 			}
 			taken[l.address] = taken[l.address] || l.vm != id
 		}
-		lease = cidr.Addr().Next()
-		for ; usable(cidr, lease) && taken[lease]; lease = lease.Next() {
+		lease = pool.CIDR.Addr().Next()
+		for ; pool.CIDR.Contains(lease) && (taken[lease] || lease == pool.Gateway); lease = lease.Next() {
 		}
-		if !usable(cidr, lease) {
-			return api.Errorf(api.KindConflict, "no address is left in %s: all are leased to VMs", cidr).
-				WithHint("delete VMs that are not needed, or set a larger cidr in the configuration")
+		if !pool.holds(lease) {
+			return pool.exhausted()
 		}
 		_, err = tx.ExecContext(ctx, "INSERT INTO leases (vm, address) VALUES (?1, ?2) ON CONFLICT (vm) DO UPDATE SET address = ?2", id, lease.String())
 		if isForeignKey(err) {
@@ -47,9 +61,14 @@ func (s *Store) Lease(ctx context.Context, id string, cidr netip.Prefix, gateway
 	return lease, nil
 }
 
-// usable tells whether a host may have the address: its network's first is the network, its last the broadcast address.
-func usable(cidr netip.Prefix, a netip.Addr) bool {
-	return cidr.Contains(a) && a != cidr.Addr() && cidr.Contains(a.Next())
+// exhausted is the error of a pool with no address left.
+func (p Pool) exhausted() error {
+	if p.Last.IsValid() {
+		return api.Errorf(api.KindConflict, "no TAP is left: the addresses up to %s, which have one, are all leased to VMs", p.Last).
+			WithHint("delete VMs that are not needed; or set a larger tap_pool_size in config.toml, then sudo banger net setup and banger daemon stop")
+	}
+	return api.Errorf(api.KindConflict, "no address is left in %s: all are leased to VMs", p.CIDR).
+		WithHint("delete VMs that are not needed, or set a larger cidr in the configuration")
 }
 
 // LeaseOf returns the name and the id of the VM that has an address; KindNotFound where none has.

@@ -2,6 +2,7 @@ package store
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"git.thaloco.com/thaloco/banger/api"
@@ -16,7 +17,7 @@ func TestLeases(t *testing.T) {
 	cidr, gateway := netip.MustParsePrefix("10.9.8.0/29"), netip.MustParseAddr("10.9.8.3")
 	lease := func(name, want string) {
 		t.Helper()
-		got, err := s.Lease(ctx, "id-"+name, cidr, gateway)
+		got, err := s.Lease(ctx, "id-"+name, Pool{CIDR: cidr, Gateway: gateway})
 		if err != nil || got.String() != want {
 			t.Fatalf("lease of %s: %s, %v; want %s", name, got, err, want)
 		}
@@ -45,7 +46,7 @@ func TestLeases(t *testing.T) {
 		}
 	}
 	lease("d", "10.9.8.2")
-	if _, err := s.Lease(ctx, "id-nobody", cidr, gateway); api.KindOf(err) != api.KindNotFound {
+	if _, err := s.Lease(ctx, "id-nobody", Pool{CIDR: cidr, Gateway: gateway}); api.KindOf(err) != api.KindNotFound {
 		t.Errorf("lease of a VM that is not there: %v", err)
 	}
 	must(t, s.InsertVM(ctx, vm("e")))
@@ -53,7 +54,7 @@ func TestLeases(t *testing.T) {
 	must(t, s.InsertVM(ctx, vm("g")))
 	lease("e", "10.9.8.5")
 	lease("f", "10.9.8.6") // .7 is the broadcast address
-	if _, err := s.Lease(ctx, "id-g", cidr, gateway); api.KindOf(err) != api.KindConflict {
+	if _, err := s.Lease(ctx, "id-g", Pool{CIDR: cidr, Gateway: gateway}); api.KindOf(err) != api.KindConflict {
 		t.Errorf("lease in a full network: %v", err)
 	}
 	// Another network: a new lease, which frees the old one.
@@ -76,7 +77,7 @@ func TestLeasesAtOnce(t *testing.T) {
 	got := make(chan netip.Addr, len(names))
 	for _, name := range names {
 		go func() {
-			a, err := s.Lease(t.Context(), "id-"+name, netip.MustParsePrefix("172.16.0.0/24"), netip.MustParseAddr("172.16.0.1"))
+			a, err := s.Lease(t.Context(), "id-"+name, Pool{CIDR: netip.MustParsePrefix("172.16.0.0/24"), Gateway: netip.MustParseAddr("172.16.0.1")})
 			if err != nil {
 				t.Error(err)
 			}
@@ -90,5 +91,32 @@ func TestLeasesAtOnce(t *testing.T) {
 			t.Errorf("%s was leased twice", a)
 		}
 		seen[a] = true
+	}
+}
+
+// TestLeasesUpTo: in a pool that ends early, a VM with an address beyond its end is given another one.
+func TestLeasesUpTo(t *testing.T) {
+	s := withContent(t)
+	ctx := t.Context()
+	cidr, gateway := netip.MustParsePrefix("10.9.8.0/24"), netip.MustParseAddr("10.9.8.1")
+	all, two := Pool{CIDR: cidr, Gateway: gateway}, Pool{CIDR: cidr, Gateway: gateway, Last: netip.MustParseAddr("10.9.8.3")}
+	for _, name := range []string{"a", "b", "c"} {
+		must(t, s.InsertVM(ctx, vm(name)))
+		if _, err := s.Lease(ctx, "id-"+name, all); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if a, err := s.Lease(ctx, "id-b", two); err != nil || a != two.Last {
+		t.Errorf("b has %s, %v", a, err)
+	}
+	_, err := s.Lease(ctx, "id-c", two)
+	if api.KindOf(err) != api.KindConflict || !strings.Contains(api.AsError(err).Hint, "tap_pool_size") {
+		t.Errorf("c, whose address is beyond: %v", err)
+	}
+	if err := s.DeleteVM(ctx, "id-a"); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := s.Lease(ctx, "id-c", two); err != nil || a != netip.MustParseAddr("10.9.8.2") {
+		t.Errorf("c has %s, %v", a, err)
 	}
 }

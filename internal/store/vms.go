@@ -48,6 +48,8 @@ type VM struct {
 	Address netip.Addr `json:"-"`
 	// WasReady tells that the guest became ready since StartedAt; a RemoveOnExit VM that ended before stays for its logs.
 	WasReady bool `json:"was_ready,omitempty"`
+	// TAP is the TAP of the host it was started with last; empty in user mode.
+	TAP string `json:"tap,omitempty"`
 	// Forwards are ports of the host that lead to the VM, none with HostPort 0. HostPorts are those of the host's loopback it may reach.
 	Forwards  []api.Forward `json:"forwards,omitempty"`
 	HostPorts []uint16      `json:"host_ports,omitempty"`

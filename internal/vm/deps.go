@@ -58,10 +58,18 @@ type NetworkVM struct {
 	Address  netip.Addr
 }
 
+// Lease is what a VM has of the network.
+type Lease struct {
+	// Network is what its guest must know; its device is the engine's to say.
+	wire.Network
+	// TAP is the TAP of the host that the VM is to be on; empty where it joins by its frames.
+	TAP string
+}
+
 // Network is the network of all VMs.
 type Network interface {
 	// Lease gives the VM of this id an address where it has none, records it, and returns what its guest must know.
-	Lease(ctx context.Context, id string) (wire.Network, error)
+	Lease(ctx context.Context, id string) (Lease, error)
 	// Warning is what the user should know of the network, once; empty where there is nothing, or it was said.
 	Warning() string
 	// Attach joins a running VM by its frames. It owns the link from then on, and lets go of both when the link ends; after

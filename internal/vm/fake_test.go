@@ -320,12 +320,12 @@ type fakeNetwork struct {
 	err    error
 }
 
-func (f *fakeNetwork) Lease(ctx context.Context, id string) (wire.Network, error) {
+func (f *fakeNetwork) Lease(ctx context.Context, id string) (Lease, error) {
 	if f.err != nil {
-		return wire.Network{}, f.err
+		return Lease{}, f.err
 	}
-	a, err := f.db.Lease(ctx, id, netip.MustParsePrefix("172.16.0.0/24"), netip.MustParseAddr("172.16.0.1"))
-	return wire.Network{Address: a.String() + "/24"}, err
+	a, err := f.db.Lease(ctx, id, store.Pool{CIDR: netip.MustParsePrefix("172.16.0.0/24"), Gateway: netip.MustParseAddr("172.16.0.1")})
+	return Lease{Network: wire.Network{Address: a.String() + "/24"}}, err
 }
 
 func (f *fakeNetwork) Warning() string { return "" }

@@ -19,8 +19,8 @@ const (
 // plug joins a running VM to the network, in the background: nothing of the host depends on it, and the guest's
 // frames are thrown away until then.
 func (s *Service) plug(rec store.VM, l *live) {
-	if !rec.Address.IsValid() {
-		return // started by a banger that knew no network
+	if !rec.Address.IsValid() || rec.TAP != "" {
+		return // started by a banger that knew no network, or on a TAP of the host
 	}
 	s.tasks.Go(func() {
 		told := false

@@ -172,7 +172,7 @@ func (s *Service) boot(ctx context.Context, rec store.VM, a attempt, rep progres
 func (s *Service) recordSpec(ctx context.Context, spec vmm.Spec) error {
 	now := s.cfg.Host.Now()
 	_, err := s.cfg.Records.UpdateVM(ctx, spec.VM, func(r *store.VM) error {
-		r.Engine, r.Accel, r.CPUs, r.StartedAt, r.WasReady = spec.Engine, spec.Accel, spec.CPUs, &now, false
+		r.Engine, r.Accel, r.CPUs, r.StartedAt, r.WasReady, r.TAP = spec.Engine, spec.Accel, spec.CPUs, &now, false, spec.TAP
 		return nil
 	})
 	return err
@@ -216,7 +216,7 @@ func (s *Service) spec(ctx context.Context, rec store.VM, rep progress.Reporter)
 	if err != nil {
 		return vmm.Spec{}, eng, err
 	}
-	network, err := s.cfg.Network.Lease(ctx, rec.ID)
+	lease, err := s.cfg.Network.Lease(ctx, rec.ID)
 	if err != nil {
 		return vmm.Spec{}, eng, err
 	}
@@ -229,8 +229,8 @@ func (s *Service) spec(ctx context.Context, rec store.VM, rep progress.Reporter)
 		},
 		Identity: wire.Identity{VM: rec.ID, Hostname: rec.Name, MachineID: rec.MachineID, Env: append(append([]string{}, img.Env...), rec.Env...),
 			WorkDir: img.WorkDir, User: img.User, DataBytes: rec.DiskBytes,
-			AuthorizedKeys: []string{user.Public}, SSHHostKey: rec.SSHHostKey, Network: &network},
-		Unsafe: rec.RemoveOnExit}
+			AuthorizedKeys: []string{user.Public}, SSHHostKey: rec.SSHHostKey, Network: &lease.Network},
+		TAP: lease.TAP, Unsafe: rec.RemoveOnExit}
 	s.runOn(&spec, eng, rec.CPUs)
 	return spec, eng, nil
 }
@@ -249,7 +249,7 @@ func (s *Service) runOn(spec *vmm.Spec, eng probe.Decision, cpus int) {
 	}
 	network := *spec.Identity.Network
 	network.Device = wire.DeviceVirtio
-	if eng.Engine == probe.Firecracker { // its own network devices take root
+	if eng.Engine == probe.Firecracker && spec.TAP == "" { // its own network devices take root
 		network.Device = wire.DeviceTAP
 	}
 	spec.Identity.Network = &network

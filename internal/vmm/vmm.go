@@ -72,6 +72,8 @@ type Spec struct {
 	// Drives in the order base, data, modules.
 	Drives   []Drive       `json:"drives"`
 	Identity wire.Identity `json:"identity"`
+	// TAP is the name of the host's TAP that is the guest's eth0, a DeviceVirtio; empty where OpenLink gives its frames.
+	TAP string `json:"tap,omitempty"`
 	// BootDeadline is how long after its start the VMM may take until the agent calls; then it is
 	// killed and started once more, then the VM ends with EndBootTimeout. 0 for 120 s.
 	BootDeadline time.Duration `json:"boot_deadline"`
@@ -179,7 +181,7 @@ type Machine interface {
 	// Kill ends the VM at once.
 	Kill(ctx context.Context) error
 	// OpenLink takes over the VM's Ethernet frames, from whoever had them before: of this process or another. It stays
-	// good across a reboot of the guest. An *api.Error of KindConflict for a VM without a network.
+	// good across a reboot of the guest. An *api.Error of KindConflict for a VM without a network, or with a TAP of the host.
 	OpenLink(ctx context.Context) (Link, error)
 	// Close drops the caller's connections; the VM goes on.
 	Close() error

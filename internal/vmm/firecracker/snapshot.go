@@ -41,6 +41,13 @@ type snapshotLoad struct {
 	ResumeVM      bool          `json:"resume_vm"`
 	Vsock         vsockOverride `json:"vsock_override"`
 	ClockRealtime bool          `json:"clock_realtime"`
+	// Interfaces say which TAPs of the host the network devices are on now.
+	Interfaces []netOverride `json:"network_overrides,omitempty"`
+}
+
+type netOverride struct {
+	ID          string `json:"iface_id"`
+	HostDevName string `json:"host_dev_name"`
 }
 
 type memoryBackend struct {
@@ -55,10 +62,14 @@ type vsockOverride struct {
 // load loads the snapshot of Config.Restore into a Firecracker that was started with nothing, and lets it run. One that refuses ends by itself.
 func (v *VMM) load(ctx context.Context) error {
 	r := v.cfg.Restore
+	var interfaces []netOverride
+	if name := v.cfg.Spec.TAP; name != "" {
+		interfaces = []netOverride{{ID: netDeviceID, HostDevName: name}}
+	}
 	return v.request(ctx, snapshotTimeout, func(ctx context.Context) error {
 		return v.api.put(ctx, "/snapshot/load", snapshotLoad{
 			State: r.State, Memory: memoryBackend{Path: r.Memory, Type: "File"}, ResumeVM: true,
-			Vsock: vsockOverride{UDSPath: paths.VMVsock}, ClockRealtime: true,
+			Vsock: vsockOverride{UDSPath: paths.VMVsock}, ClockRealtime: true, Interfaces: interfaces,
 		})
 	})
 }

@@ -64,8 +64,11 @@ func Args(spec vmm.Spec, opt Options) []string {
 		args = append(args, "-blockdev", blockdev(d, spec.Unsafe), "-device", blockDevice(d))
 	}
 	if n := spec.Identity.Network; n != nil && n.Device == wire.DeviceVirtio {
-		// -netdev dgram is the same since QEMU 7.2; this one is in all.
-		args = append(args, "-netdev", "socket,id=net,fd="+strconv.Itoa(fdNet), "-device", netDevice(*n))
+		backend := "socket" // -netdev dgram is the same since QEMU 7.2; this one is in all
+		if spec.TAP != "" {
+			backend = "tap"
+		}
+		args = append(args, "-netdev", backend+",id=net,fd="+strconv.Itoa(fdNet), "-device", netDevice(*n))
 	}
 	return append(args,
 		"-device", "virtio-serial-device",

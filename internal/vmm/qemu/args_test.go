@@ -28,12 +28,16 @@ func TestArgs(t *testing.T) {
 	unsafe, kvm, network := spec(), spec(), spec()
 	unsafe.Unsafe, kvm.Accel = true, "kvm"
 	network.Identity.Network = &wire.Network{MAC: "52:54:ac:10:00:02", Address: "172.16.0.2/24", MTU: wire.NetMTU}
+	bridge := network
+	bridge.Identity.Network = &wire.Network{MAC: "52:54:ac:10:00:02", Address: "172.16.0.2/24", MTU: 1500}
+	bridge.TAP = "bngr0-t0"
 	opt := Options{Initrd: "initrd", TSCKHz: 2596096, Sandbox: true}
 	for name, args := range map[string][]string{
 		"tcg":        Args(spec(), opt),
 		"kvm":        Args(kvm, opt),
 		"unsafe":     Args(unsafe, opt),
 		"network":    Args(network, opt),
+		"bridge":     Args(bridge, opt),
 		"no_sandbox": Args(spec(), Options{Initrd: "initrd"}),
 	} {
 		golden := filepath.Join("testdata", name+".args")

@@ -29,7 +29,7 @@ type Config struct {
 	Options
 	// Console receives the guest's console, Stderr what QEMU says; QEMU holds copies of both.
 	Console, Stderr *os.File
-	// Net is the VM's end of frames.Pair where Spec.Identity has a network; QEMU holds a copy.
+	// Net is the VM's end of frames.Pair where Spec.Identity has a network, or its TAP where Spec has one; QEMU holds a copy.
 	Net *os.File
 	// Env is QEMU's environment.
 	Env []string

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"git.thaloco.com/thaloco/banger/internal/network/tap"
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 	"git.thaloco.com/thaloco/banger/internal/vmm/confine"
@@ -29,6 +30,9 @@ func (s *supervisor) confine() error {
 	}
 	rules := confine.Rules{Dir: ".", Exec: []string{s.spec.Binary}, Devices: []string{"/dev/kvm"},
 		Read: append([]string{s.spec.Kernel}, s.spec.Initramfs...)}
+	if s.spec.TAP != "" {
+		rules.Devices = append(rules.Devices, tap.Device)
+	}
 	for _, d := range s.spec.Drives {
 		if d.ReadOnly {
 			rules.Read = append(rules.Read, d.Path)
@@ -74,6 +78,11 @@ func (b *boot) enterJail(ctx context.Context) (*jailed, error) {
 	}
 	uid := jail.UserOf(s.spec.VM)
 	var err error
+	if s.spec.TAP != "" {
+		if err := tap.Give(s.spec.TAP, uid); err != nil {
+			return nil, err
+		}
+	}
 	j.jail, err = jail.Prepare(ctx, jail.Config{Jailer: s.spec.Jailer, Firecracker: s.spec.Binary, ID: s.spec.VM, Dir: ".",
 		UID: uid, GID: uid, Files: files})
 	if err != nil {

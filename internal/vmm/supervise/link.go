@@ -118,6 +118,11 @@ func (c *cable) close() {
 func (c *controlServer) lend(conn *net.UnixConn) {
 	cable := c.s.cable
 	st := c.s.board.Status()
+	if cable == nil && c.s.spec.TAP != "" {
+		c.answer(conn, reply{Version: ProtocolVersion, Status: &st,
+			Error: api.Errorf(api.KindConflict, "the frames of VM %q go by TAP %q of the host", c.s.spec.Name, c.s.spec.TAP)})
+		return
+	}
 	if cable == nil {
 		c.answer(conn, reply{Version: ProtocolVersion, Status: &st,
 			Error: api.Errorf(api.KindConflict, "VM %q was started without a network", c.s.spec.Name).

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
+	"git.thaloco.com/thaloco/banger/internal/network/tap"
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 	"git.thaloco.com/thaloco/banger/internal/vmm/driver"
@@ -39,7 +40,17 @@ func (b *boot) tryQEMU(ctx context.Context, sandbox bool) error {
 		cfg.TSCKHz = s.tsc()
 	}
 	if n := s.spec.Identity.Network; n != nil && n.Device == wire.DeviceVirtio {
-		cfg.Net = s.cable.vm
+		if s.spec.TAP == "" {
+			cfg.Net = s.cable.vm
+		} else {
+			f, err := tap.Open(s.spec.TAP)
+			if err != nil {
+				b.closeOutput()
+				return err
+			}
+			defer f.Close()
+			cfg.Net = f
+		}
 	}
 	q, err := qemu.Start(ctx, cfg)
 	if err == nil {

@@ -54,7 +54,7 @@ type supervisor struct {
 	board   watch.Board
 	guest   *guestLine // of a guest with a virtio-serial port
 	ports   *hostPorts
-	cable   *cable        // nil for a VM without a network
+	cable   *cable        // nil for a VM without a network, or with a TAP of the host
 	streams atomic.Uint32 // that the host opened to the guest, as far as the supervisor sees them
 	// killed ends when the VM is to end at once.
 	killed context.Context
@@ -237,7 +237,7 @@ func (s *supervisor) serve(ctx context.Context) error {
 		return fmt.Errorf("supervise: %w", err)
 	}
 	defer remove(".", paths.VMSupervisor)
-	if s.spec.Identity.Network != nil {
+	if s.spec.Identity.Network != nil && s.spec.TAP == "" {
 		if s.cable, err = newCable(); err != nil {
 			return fmt.Errorf("supervise: %w", err)
 		}
@@ -394,8 +394,10 @@ func checkSpec(spec vmm.Spec) error {
 		return api.Errorf(api.KindUnavailable, "engine %q restores no snapshots", spec.Engine)
 	case spec.Engine == vmm.EngineFirecracker && spec.Accel != vmm.AccelKVM:
 		return bad("firecracker has no software emulation")
-	case spec.Engine == vmm.EngineFirecracker && spec.Identity.Network != nil && spec.Identity.Network.Device != wire.DeviceTAP:
-		return bad("a VM of firecracker has its network by a TAP in the guest")
+	case spec.TAP != "" && (spec.Identity.Network == nil || spec.Identity.Network.Device != wire.DeviceVirtio):
+		return bad("a TAP of the host, and a guest without the device for it")
+	case spec.Engine == vmm.EngineFirecracker && spec.Identity.Network != nil && spec.Identity.Network.Device != wire.DeviceTAP && spec.TAP == "":
+		return bad("a VM of firecracker has its network by a TAP, in the guest or of the host")
 	case spec.Binary == "" || spec.Kernel == "":
 		return bad("no VMM or no kernel given")
 	case spec.CPUs < 1:

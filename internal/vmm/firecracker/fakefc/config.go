@@ -3,11 +3,14 @@ package fakefc
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"git.thaloco.com/thaloco/banger/internal/network/tap"
 )
 
 // The bodies of requests, and with the same names the sections of a configuration file (src/vmm/src/vmm_config).
@@ -42,6 +45,15 @@ type drive struct {
 }
 
 func (d drive) readOnly() bool { return d.IsReadOnly != nil && *d.IsReadOnly }
+
+type netDevice struct {
+	ID          string       `json:"iface_id" fc:"required"`
+	HostDevName string       `json:"host_dev_name" fc:"required"`
+	GuestMAC    *string      `json:"guest_mac,omitempty"`
+	MTU         *uint16      `json:"mtu,omitempty"`
+	Rx          *rateLimiter `json:"rx_rate_limiter,omitempty"`
+	Tx          *rateLimiter `json:"tx_rate_limiter,omitempty"`
+}
 
 type machineConfig struct {
 	VCPUCount       uint8   `json:"vcpu_count" fc:"required"`
@@ -87,6 +99,7 @@ type metricsConfig struct {
 type config struct {
 	Balloon       *balloon       `json:"balloon,omitempty"`
 	Drives        []drive        `json:"drives" fc:"required"`
+	Interfaces    []netDevice    `json:"network-interfaces,omitempty"`
 	BootSource    *bootSource    `json:"boot-source,omitempty" fc:"required"`
 	Logger        *loggerConfig  `json:"logger,omitempty"`
 	MachineConfig *machineConfig `json:"machine-config,omitempty"`
@@ -109,6 +122,8 @@ type resources struct {
 	// bind makes the socket of the vsock device, unbind takes it away.
 	bind   func(vsockConfig) error
 	unbind func()
+	// taps are the TAPs of the network devices, open as long as the fake runs.
+	taps []*os.File
 	// bootSpecific: something was set after which no snapshot may be loaded.
 	bootSpecific bool
 }
@@ -190,6 +205,29 @@ func (r *resources) setDrive(d drive) error {
 	default:
 		r.Drives = append(r.Drives, d)
 	}
+	return nil
+}
+
+// setInterface opens a TAP of the host, which stays open (src/vmm/src/devices/virtio/net/tap.rs).
+func (r *resources) setInterface(n netDevice) error {
+	r.bootSpecific = true
+	if err := checkResourceID(n.ID); err != nil {
+		return err
+	}
+	if n.GuestMAC != nil {
+		if _, err := net.ParseMAC(*n.GuestMAC); err != nil {
+			return faultf("Invalid MAC address: %s", *n.GuestMAC)
+		}
+	}
+	if len(r.Interfaces) > 0 {
+		violation("a second network device, %q: banger gives one", n.ID)
+	}
+	f, err := tap.Open(n.HostDevName)
+	if err != nil {
+		return faultf("Could not create the network device: Open tap device failed: %s", err)
+	}
+	r.taps = append(r.taps, f)
+	r.Interfaces = append(r.Interfaces, n)
 	return nil
 }
 
@@ -302,6 +340,9 @@ func (r *resources) sections(c config) []section {
 	for _, d := range c.Drives {
 		add(true, section{"PUT /drives/" + d.ID, "Block device error", "BlockDevice", func() error { return r.setDrive(d) }})
 	}
+	for _, n := range c.Interfaces {
+		add(true, section{"PUT /network-interfaces/" + n.ID, "Network config error", "NetDevice", func() error { return r.setInterface(n) }})
+	}
 	add(c.Vsock != nil, section{"PUT /vsock", "Vsock device error", "VsockDevice", func() error { return r.setVsock(*c.Vsock) }})
 	add(c.Balloon != nil, section{"PUT /balloon", "Balloon device error", "BalloonDevice", func() error { return r.setBalloon(*c.Balloon) }})
 	add(c.Entropy != nil, section{"PUT /entropy", "Entropy device error", "EntropyDevice", func() error { return r.setEntropy(*c.Entropy) }})
@@ -347,6 +388,12 @@ func bodiesOf(given map[string]json.RawMessage, c config) map[string][]byte {
 	if json.Unmarshal(given["drives"], &drives) == nil && len(drives) == len(c.Drives) {
 		for i, d := range c.Drives {
 			bodies["PUT /drives/"+d.ID] = drives[i]
+		}
+	}
+	var interfaces []json.RawMessage
+	if json.Unmarshal(given["network-interfaces"], &interfaces) == nil && len(interfaces) == len(c.Interfaces) {
+		for i, n := range c.Interfaces {
+			bodies["PUT /network-interfaces/"+n.ID] = interfaces[i]
 		}
 	}
 	return bodies

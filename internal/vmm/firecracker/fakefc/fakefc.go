@@ -353,7 +353,7 @@ func (f *fake) build() error {
 		return err
 	}
 	if f.knobs.Backend == BackendQEMU {
-		g := &emulator{config: f.res.config, args: f.kernelArgs(), log: f.log, vhost: f.vhost}
+		g := &emulator{config: f.res.config, args: f.kernelArgs(), log: f.log, vhost: f.vhost, taps: f.res.taps}
 		if err := g.boot(f.finish); err != nil {
 			return err
 		}
@@ -380,7 +380,7 @@ func (f *fake) start(state guestState, boots int) error {
 	if err := unix.SetNonblock(1, true); err != nil {
 		return err
 	}
-	m := &machine{knobs: f.knobs, boots: boots, state: state, args: f.kernelArgs(), log: f.log, dev: f.dev, gate: f.gate, console: console{1}}
+	m := &machine{knobs: f.knobs, boots: boots, state: state, args: f.kernelArgs(), log: f.log, hasNIC: len(f.res.Interfaces) > 0, dev: f.dev, gate: f.gate, console: console{1}}
 	if err := m.boot(f.finish); err != nil {
 		return err
 	}

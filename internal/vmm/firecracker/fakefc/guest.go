@@ -62,6 +62,7 @@ type machine struct {
 	state   guestState
 	args    []string // the kernel's
 	log     *logger
+	hasNIC  bool
 	dev     *device
 	gate    *gate
 	console io.Writer
@@ -88,7 +89,7 @@ func (m *machine) boot(finish func(status int)) (err error) {
 		m.log.errorf("%s", m.knobs.LogLine)
 	}
 	n := m.state.Boot.Identity.Network
-	if n != nil && n.Device != wire.DeviceTAP {
+	if n != nil && n.Device != wire.DeviceTAP && !m.hasNIC {
 		violation("a guest with a network device that Firecracker was not given")
 	}
 	if m.state.Boot.Transport != wire.TransportVsock || m.dev == nil || m.has("nomodule") {

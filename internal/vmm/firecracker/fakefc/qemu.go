@@ -38,6 +38,7 @@ type emulator struct {
 	args   []string // the kernel's
 	log    *logger
 	vhost  *vhostvsock.Device
+	taps   []*os.File // of the network devices
 
 	child  *hostexec.Child
 	stop   context.CancelFunc // ends the vsock device
@@ -111,7 +112,7 @@ func (e *emulator) run(qmp *net.UnixConn, tsc int, started chan<- error, finish 
 	f, err := qmp.File()
 	qmp.Close()
 	if err == nil {
-		e.child, err = hostexec.Runner{}.StartChild(e.command(tsc), ".", os.Environ(), os.Stdout, os.Stderr, f)
+		e.child, err = hostexec.Runner{}.StartChild(e.command(tsc), ".", os.Environ(), os.Stdout, os.Stderr, append([]*os.File{f}, e.taps...)...)
 		f.Close()
 	}
 	started <- err
@@ -164,6 +165,13 @@ func (e *emulator) command(tsc int) []string {
 	}
 	for _, d := range e.config.Drives {
 		argv = append(argv, "-blockdev", blockNode(d), "-device", "virtio-blk-device,drive="+d.ID)
+	}
+	for i, n := range e.config.Interfaces {
+		device := "virtio-net-device,netdev=" + n.ID
+		if n.GuestMAC != nil {
+			device += ",mac=" + *n.GuestMAC
+		}
+		argv = append(argv, "-netdev", fmt.Sprintf("tap,id=%s,fd=%d", n.ID, 4+i), "-device", device)
 	}
 	if e.config.Entropy != nil {
 		argv = append(argv, "-device", "virtio-rng-device")

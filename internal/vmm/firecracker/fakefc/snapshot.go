@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 )
 
 // snapshotCreate is the body of PUT /snapshot/create.
@@ -113,9 +114,6 @@ func (f *fake) loadSnapshot(text []byte) error {
 }
 
 func (f *fake) restore(l snapshotLoad) error {
-	if len(l.NetworkOverrides) > 0 {
-		return faultf("Failed to restore from snapshot: Failed to load guest memory: Unknown Network Device.")
-	}
 	text, err := os.ReadFile(l.State)
 	if err != nil {
 		return faultf("Failed to restore from snapshot: Failed to get snapshot state from file: Failed to open snapshot file: %s", osError(err))
@@ -147,6 +145,21 @@ func (f *fake) restore(l snapshotLoad) error {
 			return faultf("Failed to restore from snapshot: Failed to build microVM from snapshot: Failed to restore devices: Block restore error: %w", err)
 		}
 	}
+	for _, o := range l.NetworkOverrides {
+		i := slices.IndexFunc(s.Config.Interfaces, func(n netDevice) bool { return n.ID == o.Interface })
+		if i < 0 {
+			return faultf("Failed to restore from snapshot: Failed to load guest memory: Unknown Network Device.")
+		}
+		s.Config.Interfaces[i].HostDevName = o.HostDev
+	}
+	given := s.Config.Interfaces
+	s.Config.Interfaces = nil
+	for _, n := range given {
+		if err := f.res.setInterface(n); err != nil {
+			return faultf("Failed to restore from snapshot: Failed to build microVM from snapshot: Failed to restore devices: %w", err)
+		}
+	}
+	s.Config.Interfaces = given
 	if v := s.Config.Vsock; v != nil {
 		if l.Vsock != nil {
 			v.UDSPath = l.Vsock.UDSPath
