@@ -7,7 +7,9 @@
 // moment. Config.AllowPrivate false refuses private networks and every subnet the host is directly on as well.
 // An IPv6 address is judged as such and by the IPv4 address it carries (mapped, NAT64, 6to4, Teredo); IPv6 is not dialled yet.
 //
-// classify.go holds the fixed rules, host.go what the kernel says, dial.go the sockets.
+// The one way to the host itself is DialHostTCP and DialHostUDP, to ports that the user has given to a guest.
+//
+// classify.go holds the fixed rules, host.go what the kernel says, dial.go and loopback.go the sockets.
 package egress
 
 import (

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"time"
 )
 
 // Link carries the Ethernet frames of one VM, none longer than wire.MaxEthernet. One goroutine reads while another writes.
@@ -23,6 +24,9 @@ type Egress interface {
 	DialUDP(ctx context.Context, dst netip.AddrPort) (*net.UDPConn, error)
 	// DialPing returns a connection that carries ICMP echo messages; their identifier is the kernel's.
 	DialPing(ctx context.Context, dst netip.Addr) (net.Conn, error)
+	// DialHostTCP and DialHostUDP connect to a port of the host's loopback, whatever the policy.
+	DialHostTCP(ctx context.Context, port uint16) (*net.TCPConn, error)
+	DialHostUDP(ctx context.Context, port uint16) (*net.UDPConn, error)
 }
 
 // Answerer answers DNS messages (dns.Server).
@@ -31,7 +35,7 @@ type Answerer interface {
 	Answer(ctx context.Context, vm string, udp bool, msg []byte) []byte
 }
 
-// Flow is what a guest wants to reach outside banger's network.
+// Flow is what a guest wants to reach outside banger's network, or of the host: then Dst is of the gateway.
 type Flow struct {
 	// VM is the id, Name the name.
 	VM, Name string
@@ -57,6 +61,8 @@ type Config struct {
 	Names func(vm string, a netip.Addr) []string
 	// Sockets is how many sockets of the host all guests may hold together; 0 for half of the open files limit.
 	Sockets int
+	// Grace is how long a VM whose link has ended keeps its connections; 0 for 60 s.
+	Grace time.Duration
 	// Log may be nil.
 	Log *slog.Logger
 }

@@ -83,8 +83,10 @@ func (l *memLink) inject(t testing.TB, frame []byte) {
 type guest struct {
 	vm    VM
 	stack *stack.Stack
+	nic   *channel.Endpoint
 	link  *memLink
 	port  *Port
+	wired sync.WaitGroup // who carries frames between nic and link
 }
 
 func testVM(i byte) VM {
@@ -95,52 +97,62 @@ func testVM(i byte) VM {
 }
 
 // newGuest attaches a guest with a stack of its own.
-func newGuest(t testing.TB, n *Network, i byte) *guest {
+func newGuest(t testing.TB, n *Network, i byte, change ...func(*VM)) *guest {
 	t.Helper()
-	g := &guest{vm: testVM(i), link: newMemLink()}
-	ch := channel.New(1024, wire.MaxEthernet, tcpip.LinkAddress(g.vm.MAC))
-	g.stack = guestStack(t, ethernet.New(ch), g.vm.Addr)
+	g := &guest{vm: testVM(i)}
+	for _, f := range change {
+		f(&g.vm)
+	}
+	g.nic = channel.New(1024, wire.MaxEthernet, tcpip.LinkAddress(g.vm.MAC))
+	g.stack = guestStack(t, ethernet.New(g.nic), g.vm.Addr)
+	g.plugIn(t, n)
+	t.Cleanup(func() {
+		g.port.Close()
+		g.wired.Wait()
+		g.stack.Close()
+	})
+	return g
+}
+
+// plugIn attaches the guest by a new link.
+func (g *guest) plugIn(t testing.TB, n *Network) {
+	t.Helper()
+	link := newMemLink()
+	port, err := n.Attach(g.vm, link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.wired.Wait() // the link before has ended
+	g.link, g.port = link, port
 	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() {
+	g.wired.Go(func() {
 		for {
-			pkt := ch.ReadContext(ctx)
+			pkt := g.nic.ReadContext(ctx)
 			if pkt == nil {
 				return
 			}
 			f := append([]byte(nil), pkt.ToView().AsSlice()...)
 			pkt.DecRef()
 			select {
-			case g.link.fromGuest <- f:
-			case <-g.link.done:
+			case link.fromGuest <- f:
+			case <-link.done:
 				return
 			}
 		}
 	})
-	wg.Go(func() {
+	g.wired.Go(func() {
+		defer cancel()
 		for {
 			select {
-			case f := <-g.link.toGuest:
+			case f := <-link.toGuest:
 				pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(f)})
-				ch.InjectInbound(0, pkt)
+				g.nic.InjectInbound(0, pkt)
 				pkt.DecRef()
-			case <-g.link.done:
+			case <-link.done:
 				return
 			}
 		}
 	})
-	port, err := n.Attach(g.vm, g.link)
-	if err != nil {
-		t.Fatal(err)
-	}
-	g.port = port
-	t.Cleanup(func() {
-		port.Close()
-		cancel()
-		wg.Wait()
-		g.stack.Close()
-	})
-	return g
 }
 
 func guestStack(t testing.TB, link stack.LinkEndpoint, addr netip.Addr) *stack.Stack {
@@ -221,7 +233,7 @@ type outside struct {
 	dialed []string // guarded by mu
 	// tcp and udp are where connections lead, by port of the destination.
 	tcp, udp map[uint16]string
-	policy   *egress.Policy
+	policy   *egress.Policy // also where ports of the host are dialled
 	hang     chan struct{} // port 1 is dialled until it is closed
 }
 
@@ -280,6 +292,16 @@ func (o *outside) DialUDP(ctx context.Context, dst netip.AddrPort) (*net.UDPConn
 		return nil, err
 	}
 	return c.(*net.UDPConn), nil
+}
+
+func (o *outside) DialHostTCP(ctx context.Context, port uint16) (*net.TCPConn, error) {
+	o.note("host tcp", netip.AddrPortFrom(netip.IPv6Loopback(), port))
+	return o.policy.DialHostTCP(ctx, port)
+}
+
+func (o *outside) DialHostUDP(ctx context.Context, port uint16) (*net.UDPConn, error) {
+	o.note("host udp", netip.AddrPortFrom(netip.IPv6Loopback(), port))
+	return o.policy.DialHostUDP(ctx, port)
 }
 
 func (o *outside) DialPing(_ context.Context, dst netip.Addr) (net.Conn, error) {

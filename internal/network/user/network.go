@@ -7,24 +7,32 @@
 //   - A frame leaves its port only with the VM's own MAC and address as the source: no guest takes the gateway's or a
 //     neighbour's place. VLAN tags, IPv6, broadcast and multicast packets are dropped.
 //   - A packet for an address of banger's network other than the gateway reaches that VM or nobody; it never reaches a
-//     socket of the host. What leaves goes through Config.Policy, which refuses again.
+//     socket of the host. What leaves goes through Config.Policy, which refuses again. Of the host's loopback a VM reaches
+//     the ports it was given (VM.HostPorts), at the gateway's address.
 //   - Memory, sockets and goroutines for a guest are bounded; a guest that does not read loses its own frames only.
 //
 // VMs speak to each other through the switch alone; Config.Allow is asked about what leaves the network. The gateway answers
-// ARP, echo and DNS.
+// ARP, echo and DNS, and is the host to whom it may be.
 //
-// network.go is the set of VMs, port.go one VM's end, switch.go where a frame goes, queue.go the frames that wait for a
-// guest, stack.go the stack, packet.go what is built by hand; tcp.go and relay.go, udp.go, icmp.go and dns.go forward.
+// A port outlives its link: whoever carried the frames may break, and the guest's connections are still there when another
+// takes its place. They are reset when the VM ends, or nobody comes for a while. Nothing survives the daemon: a segment of
+// a connection that the stack does not know is answered with a reset.
+//
+// network.go is the set of VMs, port.go one VM's end, plug.go its link, switch.go where a frame goes, queue.go the frames that wait for a
+// guest, stack.go the stack, packet.go what is built by hand; tcp.go and relay.go, udp.go, icmp.go, dns.go and host.go forward.
 package user
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,10 +45,19 @@ type VM struct {
 	Addr netip.Addr
 	// MAC is its eth0's.
 	MAC net.HardwareAddr
+	// HostPorts are the ports of the host's loopback that it reaches, by TCP and UDP, at those of the gateway.
+	HostPorts []uint16
 }
 
-// Stats are the counters of one port since Attach, but those named open, which are of now.
+// is says whether two VMs are the same one, in the same place.
+func (v VM) is(o VM) bool {
+	return v.ID == o.ID && v.Addr == o.Addr && bytes.Equal(v.MAC, o.MAC) && slices.Equal(v.HostPorts, o.HostPorts)
+}
+
+// Stats are the counters of one port since Since, but those named open, which are of now.
 type Stats struct {
+	// Since is when the VM was attached; a link that takes the place of another changes nothing.
+	Since                           time.Time
 	FramesFromGuest, BytesFromGuest uint64
 	FramesToGuest, BytesToGuest     uint64
 	// Invalid counts frames dropped for what they were: malformed, spoofed, of a kind that is not carried, or for nobody.
@@ -91,6 +108,7 @@ func New(cfg Config) (*Network, error) {
 		return nil, errors.New("user network: no policy")
 	}
 	cfg.CIDR = cfg.CIDR.Masked()
+	cfg.Grace = cmp.Or(cfg.Grace, graceDefault)
 	n := &Network{
 		cfg: cfg, log: cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)), sockets: newBudget(cfg.Sockets),
 		byAddr: map[netip.Addr]*Port{}, byMAC: map[[6]byte]*Port{}, byID: map[string]*Port{},
@@ -104,29 +122,44 @@ func New(cfg Config) (*Network, error) {
 }
 
 // Attach joins a VM to the network by its link, which the port owns from then on; after an error the link is the caller's
-// still. A VM that is still attached by an older link is moved to the new one; one that still has this VM's address was
-// deleted and is detached, though its link has not ended yet. Either's connections are reset.
+// still. A VM that is attached already, or was until its last link ended at most Config.Grace ago, keeps its port, and with it its
+// connections. A VM of another id that still has this one's address was deleted, and is detached.
 func (n *Network) Attach(vm VM, link Link) (*Port, error) {
 	if err := n.check(vm); err != nil {
 		return nil, fmt.Errorf("attach vm %q: %w", vm.Name, err)
 	}
 	n.mu.RLock()
-	stale := []*Port{n.byID[vm.ID], n.byAddr[vm.Addr]}
+	same, stale := n.byID[vm.ID], n.byAddr[vm.Addr]
 	n.mu.RUnlock()
-	for _, old := range stale {
+	if same != nil && same.vm.is(vm) && same.plugIn(link) {
+		return same, nil
+	}
+	for _, old := range []*Port{same, stale} {
 		if old != nil {
 			old.Close()
 		}
 	}
-	p := newPort(n, vm, link)
+	p := newPort(n, vm)
 	n.mu.Lock()
 	err := n.addLocked(p)
 	n.mu.Unlock()
+	if err == nil && !p.plugIn(link) {
+		err = ErrClosed
+	}
 	if err != nil {
 		return nil, fmt.Errorf("attach vm %q: %w", vm.Name, err)
 	}
-	p.start()
 	return p, nil
+}
+
+// Detach takes a VM out that has ended, at once: its connections are reset. One that is not there is fine.
+func (n *Network) Detach(id string) {
+	n.mu.RLock()
+	p := n.byID[id]
+	n.mu.RUnlock()
+	if p != nil {
+		p.Close()
+	}
 }
 
 // check says whether a VM can be a member of the network at all.

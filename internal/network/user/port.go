@@ -3,16 +3,15 @@ package user
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
-	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 	"git.thaloco.com/thaloco/banger/internal/network/egress"
 )
 
@@ -22,7 +21,6 @@ type Port struct {
 	vm   VM
 	mac  [6]byte
 	ip4  [4]byte
-	link Link
 	out  *queue
 	tcp  *tcp.Forwarder
 	udp  udpTable
@@ -34,9 +32,14 @@ type Port struct {
 	cancel context.CancelFunc
 	ended  sync.Once
 	done   chan struct{}
+	since  time.Time
+
+	plugging sync.Mutex // held while a link takes the place of another
 
 	mu     sync.Mutex
 	closed bool                 // guarded by mu
+	plug   *plug                // guarded by mu: the last link, nil before the first
+	expiry *time.Timer          // guarded by mu: of the last link that was lost
 	flows  map[aborter]struct{} // guarded by mu: TCP connections
 	told   map[string]struct{}  // guarded by mu: rules that the log has refused a flow by, at most maxTold
 	c      counters
@@ -53,9 +56,9 @@ type counters struct {
 // they do not hold a buffer of 64 KiB while they wait.
 const handOver = 24 << 10
 
-func newPort(n *Network, vm VM, link Link) *Port {
+func newPort(n *Network, vm VM) *Port {
 	p := &Port{
-		net: n, vm: vm, mac: [6]byte(vm.MAC), ip4: vm.Addr.As4(), link: link, out: newQueue(), done: make(chan struct{}),
+		net: n, vm: vm, mac: [6]byte(vm.MAC), ip4: vm.Addr.As4(), out: newQueue(), done: make(chan struct{}), since: time.Now(),
 		dns: make(chan struct{}, maxDNS), dnsConns: make(chan struct{}, maxDNSConns), flows: map[aborter]struct{}{},
 		told: map[string]struct{}{},
 	}
@@ -65,12 +68,7 @@ func newPort(n *Network, vm VM, link Link) *Port {
 	return p
 }
 
-func (p *Port) start() {
-	go p.read()
-	go p.write()
-}
-
-// Done is closed once the VM is detached: its link ended, or Close was called.
+// Done is closed once the VM is detached: Close was called, or its link ended and no other came in time.
 func (p *Port) Done() <-chan struct{} { return p.done }
 
 // Close detaches the VM, resets its connections and closes its link. It may be called twice.
@@ -78,13 +76,18 @@ func (p *Port) Close() {
 	p.ended.Do(func() {
 		p.net.remove(p)
 		p.cancel()
-		_ = p.link.Close() // its reader and writer are told by that; there is nobody to tell more to
-		p.out.close()
 		p.mu.Lock()
 		p.closed = true
-		flows := p.flows
+		l, flows := p.plug, p.flows
 		p.flows = nil
+		if p.expiry != nil {
+			p.expiry.Stop()
+		}
 		p.mu.Unlock()
+		if l != nil {
+			l.close()
+		}
+		p.out.close()
 		for f := range flows {
 			f.abort()
 		}
@@ -101,69 +104,11 @@ func (p *Port) Stats() Stats {
 	open := len(p.flows)
 	p.mu.Unlock()
 	return Stats{
+		Since:           p.since,
 		FramesFromGuest: p.c.framesIn.Load(), BytesFromGuest: p.c.bytesIn.Load(),
 		FramesToGuest: p.c.framesOut.Load(), BytesToGuest: p.c.bytesOut.Load(),
 		Invalid: p.c.invalid.Load(), Overrun: p.c.overrun.Load(), Flows: p.c.flows.Load(), Refused: p.c.refused.Load(),
 		OpenTCP: open, OpenUDP: p.udp.open(),
-	}
-}
-
-// read hands the guest's frames to the switch until the link ends.
-func (p *Port) read() {
-	defer p.Close()
-	view := buffer.NewViewSize(wire.MaxEthernet)
-	defer func() { view.Release() }()
-	for {
-		n, err := p.link.ReadFrame(view.AsSlice())
-		if err != nil {
-			if !errors.Is(err, io.EOF) {
-				p.net.log.Debug("link of a vm ended", "vm", p.vm.ID, "error", err)
-			}
-			return
-		}
-		if n < 0 || n > view.Size() {
-			return // not a Link
-		}
-		p.c.framesIn.Add(1)
-		p.c.bytesIn.Add(uint64(n))
-		if n < handOver {
-			p.receive(view.AsSlice()[:n], nil)
-			continue
-		}
-		whole := view
-		view = buffer.NewViewSize(wire.MaxEthernet)
-		whole.CapLength(n)
-		p.receive(whole.AsSlice(), whole)
-	}
-}
-
-// write sends the guest what waits for it.
-func (p *Port) write() {
-	defer p.Close()
-	var pieces [][]byte
-	var list []outFrame
-	for {
-		list = p.out.take(list)
-		if list == nil {
-			return
-		}
-		for i := range list {
-			f, size := &list[i], list[i].size()
-			pieces = f.pieces(pieces[:0])
-			err := p.link.WriteFrame(pieces)
-			f.release()
-			p.out.done(size)
-			if err != nil {
-				for k := range list[i+1:] {
-					list[i+1+k].release()
-				}
-				return
-			}
-			p.c.framesOut.Add(1)
-			p.c.bytesOut.Add(uint64(size))
-		}
-		clear(list)
-		clear(pieces)
 	}
 }
 
@@ -205,7 +150,7 @@ func (p *Port) tcpFlows() int {
 
 // allow asks whoever may refuse a flow before anything of the host is asked.
 func (p *Port) allow(proto string, dst netip.AddrPort) error {
-	if p.net.cfg.CIDR.Contains(dst.Addr()) {
+	if p.net.cfg.CIDR.Contains(dst.Addr()) && !p.leadsToHost(dst) {
 		return &egress.RefusedError{Dst: dst, Rule: "banger's own network"} // the switch lets none through
 	}
 	if p.net.cfg.Allow == nil {

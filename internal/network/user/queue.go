@@ -81,9 +81,14 @@ func (q *queue) signal() {
 	}
 }
 
-// take waits for frames and returns all that wait, reusing spare for the next ones; nil once the queue is closed.
-func (q *queue) take(spare []outFrame) []outFrame {
+// take waits for frames and returns all that wait, reusing spare for the next ones; nil once the queue or stop is closed.
+func (q *queue) take(spare []outFrame, stop <-chan struct{}) []outFrame {
 	for {
+		select {
+		case <-stop:
+			return nil
+		default:
+		}
 		q.mu.Lock()
 		if q.closed {
 			q.mu.Unlock()
@@ -96,7 +101,10 @@ func (q *queue) take(spare []outFrame) []outFrame {
 			return list
 		}
 		q.mu.Unlock()
-		<-q.wake
+		select {
+		case <-q.wake:
+		case <-stop:
+		}
 	}
 }
 

@@ -160,17 +160,20 @@ func TestAttachChecks(t *testing.T) {
 			t.Errorf("%s: no error", what)
 		}
 	}
-	// the same VM by a new link takes the place of the old one
-	again, err := n.Attach(testVM(1), newMemLink())
+	// the same VM in another place is another
+	moved := testVM(1)
+	moved.Addr = netip.MustParseAddr("172.16.0.200")
+	again, err := n.Attach(moved, newMemLink())
 	if err != nil {
 		t.Fatal(err)
 	}
 	<-p.Done()
-	again.link.(*memLink).Close()
+	n.Detach("id-1")
 	<-again.Done()
 	if _, ok := n.Stats("id-1"); ok {
-		t.Error("the VM is attached although its link has ended")
+		t.Error("the VM is attached although it was detached")
 	}
+	n.Detach("id-1")
 	n.Close()
 	if _, err := n.Attach(testVM(5), newMemLink()); !errors.Is(err, ErrClosed) {
 		t.Errorf("after Close: %v", err)

@@ -18,7 +18,7 @@ const dialTimeout = 60 * time.Second
 // in a goroutine of its own; the forwarder lets each guest have as many as may be half open and ignores further SYNs.
 func (p *Port) forwardTCP(r *tcp.ForwarderRequest) {
 	dst := local(r.ID())
-	if dst.Addr() == p.net.cfg.Gateway {
+	if dst.Addr() == p.net.cfg.Gateway && !p.leadsToHost(dst) {
 		p.acceptDNS(r)
 		return
 	}
@@ -34,7 +34,7 @@ func (p *Port) forwardTCP(r *tcp.ForwarderRequest) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(p.ctx, dialTimeout)
-	conn, err := p.net.cfg.Policy.DialTCP(ctx, dst)
+	conn, err := p.dialTCP(ctx, dst)
 	cancel()
 	if err != nil {
 		p.refused("tcp", dst, err)

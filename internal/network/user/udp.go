@@ -66,7 +66,7 @@ func (s *netStack) handleUDP(id stack.TransportEndpointID, pkt *stack.PacketBuff
 	if !ok && size > 0 || size > maxDatagram {
 		return true
 	}
-	if dst.Addr() == p.net.cfg.Gateway {
+	if dst.Addr() == p.net.cfg.Gateway && !p.leadsToHost(dst) {
 		if dst.Port() != dnsPort || p.net.cfg.DNS == nil {
 			return false // the stack says that the port is closed
 		}
@@ -176,7 +176,7 @@ func (f *udpFlow) run() {
 	err := p.allow("udp", f.key.dst)
 	var conn *net.UDPConn
 	if err == nil {
-		conn, err = p.net.cfg.Policy.DialUDP(p.ctx, f.key.dst)
+		conn, err = p.dialUDP(p.ctx, f.key.dst)
 	}
 	if err != nil {
 		code := header.ICMPv4HostUnreachable
