@@ -25,7 +25,7 @@ const (
 )
 
 // CheckCreate reports what is wrong with a request before any work is done for it: the
-// form of names and sizes, sizes beyond the host, a name that is taken.
+// form of names, sizes and forwards, sizes beyond the host, a name or a port of the host that is taken.
 func (s *Service) CheckCreate(ctx context.Context, req api.CreateVM) error {
 	if req.Name != "" {
 		if err := CheckName(req.Name); err != nil {
@@ -41,7 +41,10 @@ func (s *Service) CheckCreate(ctx context.Context, req api.CreateVM) error {
 	if err := checkEnv(req.Env); err != nil {
 		return err
 	}
-	_, err := s.size(req)
+	if _, err := s.size(req); err != nil {
+		return err
+	}
+	_, err := s.chooseForwards(ctx, req.Forwards)
 	return err
 }
 
@@ -188,9 +191,13 @@ func (s *Service) make(ctx context.Context, req api.CreateVM, rep progress.Repor
 	if _, free, err := s.hostDisk(); err == nil && size.disk > free && req.Disk != "" {
 		rep.Note(fmt.Sprintf("the disk may grow to %s, but %s has only %s free", disk.FormatSize(size.disk), s.cfg.Paths.State, disk.FormatSize(free)))
 	}
+	forwards, err := s.chooseForwards(ctx, req.Forwards)
+	if err != nil {
+		return store.VM{}, err
+	}
 	rec := store.VM{ID: newID(), State: api.StateCreating, Image: img.Name, ImageDigest: img.Digest,
 		Kernel: krn.Name, KernelDigest: krn.Digest, CPUs: size.cpus, MemoryBytes: size.memory, DiskBytes: size.disk,
-		Env: req.Env, Forwards: req.Forwards, HostPorts: req.HostPorts, RemoveOnExit: req.RemoveOnExit, Owner: req.Owner, MachineID: newID(), CreatedAt: s.cfg.Host.Now()}
+		Env: req.Env, Forwards: forwards, HostPorts: req.HostPorts, RemoveOnExit: req.RemoveOnExit, Owner: req.Owner, MachineID: newID(), CreatedAt: s.cfg.Host.Now()}
 	if err := giveHostKey(&rec); err != nil {
 		return rec, err
 	}
@@ -212,6 +219,7 @@ func (s *Service) make(ctx context.Context, req api.CreateVM, rep progress.Repor
 		return rec, u.run(ctx, err)
 	}
 	s.syncKnownHosts(ctx)
+	noteForwards(made, req.Forwards, rep)
 	s.cfg.Log.Info("vm created", "vm", rec.Name, "id", rec.ID, "image", rec.ImageDigest, "kernel", rec.KernelDigest)
 	return made, nil
 }

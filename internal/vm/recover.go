@@ -75,7 +75,10 @@ func (s *Service) reattach(ctx context.Context, rec store.VM) error {
 			}
 		}
 		s.cfg.Log.Info("vm found running", "vm", rec.Name, "id", rec.ID)
+		up := make(chan struct{})
+		s.keepForwards(rec, up)
 		l := s.watch(rec, m)
+		close(up)
 		s.watchOwner(rec)
 		// Until its watcher has looked, its agent would not be known to answer, and a client that comes back to
 		// a command in it be sent away.

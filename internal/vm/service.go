@@ -5,7 +5,7 @@
 // The files: states.go has the table of states, create.go, start.go, stop.go
 // and delete.go a verb each, watch.go follows running VMs, recover.go is the start
 // after a stop or a crash, guest.go what goes on inside a running VM,
-// ssh.go how ssh gets there.
+// ssh.go how ssh gets there, forwards.go the ports of the host that lead into VMs.
 package vm
 
 import (
@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -21,6 +22,7 @@ import (
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/disk"
+	"git.thaloco.com/thaloco/banger/internal/forward"
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/progress"
 	"git.thaloco.com/thaloco/banger/internal/sshkeys"
@@ -69,6 +71,11 @@ type Service struct {
 	subs  map[chan api.Event]struct{}
 
 	knownHosts sync.Mutex // held while the file of known hosts is brought up to date
+
+	forwards *forward.Service
+	// dialPort connects forwards with guests: DialPort, but for tests.
+	dialPort   func(ctx context.Context, nameOrID, network string, port uint16) (net.Conn, error)
+	forwarding sync.Mutex // held while recorded forwards and listeners are brought together
 }
 
 // live is a VM whose engine runs it.
@@ -85,13 +92,16 @@ type live struct {
 // New returns a service without VMs; Recover finds those of the records.
 func New(cfg Config) *Service {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Service{cfg: cfg, ctx: ctx, cancel: cancel,
+	s := &Service{cfg: cfg, ctx: ctx, cancel: cancel, forwards: forward.New(forward.Config{Log: cfg.Log}),
 		locks: map[string]chan struct{}{}, live: map[string]*live{}, subs: map[chan api.Event]struct{}{}}
+	s.dialPort = s.dialForward
+	return s
 }
 
-// Close stops watching. The VMs go on.
+// Close stops watching and forwarding. The VMs go on.
 func (s *Service) Close() {
 	s.cancel()
+	s.forwards.CloseAll()
 	s.tasks.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -106,6 +106,15 @@ func (s *Service) launch(ctx context.Context, id string, rep progress.Reporter) 
 		s.cfg.Log.Warn("network", "warning", w)
 		rep.Note(w)
 	}
+	up := make(chan struct{})
+	if err := s.openForwards(ctx, id, up); err != nil {
+		return nil, eng, fmt.Errorf("start vm %q: %w", rec.Name, err)
+	}
+	defer func() {
+		if err != nil {
+			s.forwards.Close(id)
+		}
+	}()
 	rep.Step("boot " + rec.Name)
 	if err := s.recordSpec(ctx, spec); err != nil {
 		return nil, eng, err
@@ -117,7 +126,9 @@ func (s *Service) launch(ctx context.Context, id string, rep progress.Reporter) 
 	if err != nil {
 		return nil, eng, s.notStarted(ctx, rec, err)
 	}
-	return s.watch(rec, machine), eng, nil
+	l := s.watch(rec, machine)
+	close(up)
+	return l, eng, nil
 }
 
 // diedAtStart tells whether a start failed with a VMM that ended at once, for another reason than the room there is on the host, or

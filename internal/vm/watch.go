@@ -50,6 +50,7 @@ func (s *Service) follow(id, name string, l *live) {
 
 // finish records that a VM is no longer live, then tells who waits for its end.
 func (s *Service) finish(id, name string, l *live, st vmm.Status) {
+	s.forwards.Close(id) // before another start may open them
 	s.mu.Lock()
 	delete(s.live, id)
 	s.mu.Unlock()
