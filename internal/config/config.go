@@ -51,6 +51,8 @@ type Config struct {
 	// Network is "user" or "bridge".
 	Network              string
 	AllowPrivateNetworks bool
+	// HostPorts are the ports of the host's loopback that every VM may reach at its gateway.
+	HostPorts []uint16
 	// DebianMirror is a URL without a slash at its end; empty for the host's own mirror or the public one.
 	DebianMirror string
 	// ImageCatalog are files (absolute) and URLs of catalogs beside the embedded one.

@@ -51,6 +51,7 @@ engine = "qemu"
 jail = "on"
 network = "bridge"
 allow_private_networks = false
+host_ports = [5432, 65535]
 debian_mirror = "https://mirror.example/debian/"
 image_catalog = ["https://example.org/c.json", "~/catalog.json"]
 default_cpus = 8
@@ -79,7 +80,7 @@ func TestEverything(t *testing.T) {
 		DefaultDNS: []netip.AddrPort{netip.MustParseAddrPort("1.1.1.1:53"), netip.MustParseAddrPort("[2606:4700::1111]:5353")},
 		FileSync: []FileSync{{Host: "/home/me/.netrc", Guest: "/root/.netrc", Mode: 0o600},
 			{Host: "/etc/pki", Guest: "/root/pki", Mode: 0o644}},
-		Engine: "qemu", Jail: "on", Network: "bridge", DebianMirror: "https://mirror.example/debian",
+		Engine: "qemu", Jail: "on", Network: "bridge", HostPorts: []uint16{5432, 65535}, DebianMirror: "https://mirror.example/debian",
 		ImageCatalog: []string{"https://example.org/c.json", "/home/me/catalog.json"},
 		DefaultCPUs:  8, DefaultMemory: "512MiB", DefaultDisk: "2T",
 	}
@@ -119,6 +120,7 @@ func TestView(t *testing.T) {
  "engine": "auto",
  "file_sync": [],
  "firecracker_bin": "",
+ "host_ports": [],
  "image_catalog": [],
  "jail": "auto",
  "network": "user",
@@ -186,6 +188,12 @@ func TestMistakes(t *testing.T) {
 		{"bridge_ip = \"::1\"", `is not an IPv4 address such as 172.16.0.1`},
 		{"default_dns = \"dns.example\"", `default_dns: "dns.example" is not an IP address`},
 		{"default_dns = [\"0.0.0.0\"]", `cannot be the address of a name server`},
+		{"host_ports = 80", `host_ports: expected a list of port numbers`},
+		{"host_ports = [80, \"81\"]", `host_ports: expected port numbers, found the string "81"`},
+		{"host_ports = [0]", `0 is not a port from 1 to 65535`},
+		{"host_ports = [65536]", `65536 is not a port`},
+		{"host_ports = [53]", `port 53 is banger's own DNS`},
+		{"host_ports = [80, 80]", `80 is there twice`},
 		{"default_dns = [\"\"]", `one of the list is empty`},
 		{"debian_mirror = \"ftp://x/debian\"", `is not an http or https URL`},
 		{"debian_mirror = \"http://\"", `is not an http or https URL`},

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"git.thaloco.com/thaloco/banger/internal/disk"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
@@ -36,6 +37,7 @@ func keys() []key {
 		text("jail", func(c *Config) *string { return &c.Jail }, oneOf("auto", "on", "off")),
 		later(text("network", func(c *Config) *string { return &c.Network }, oneOf("user", "bridge"))),
 		boolean("allow_private_networks", func(c *Config) *bool { return &c.AllowPrivateNetworks }),
+		{name: "host_ports", set: setHostPorts, get: func(c Config) any { return append([]uint16{}, c.HostPorts...) }},
 		{name: "debian_mirror", set: setMirror, get: func(c Config) any { return c.DebianMirror }},
 		later(key{name: "image_catalog", set: setCatalog, get: func(c Config) any { return append([]string{}, c.ImageCatalog...) }}),
 		{name: "default_cpus", set: integer("", 1, 256, func(c *Config) *int { return &c.DefaultCPUs }).set,
@@ -172,6 +174,28 @@ func viewDNS(c Config) any {
 		}
 	}
 	return out
+}
+
+func setHostPorts(r *reader, v any) error {
+	list, ok := v.([]any)
+	if !ok {
+		return errors.New("expected a list of port numbers, such as [5432], found " + describe(v))
+	}
+	for _, e := range list {
+		n, ok := e.(int64)
+		switch {
+		case !ok:
+			return errors.New("expected port numbers, found " + describe(e))
+		case n < 1 || n > 65535:
+			return fmt.Errorf("%d is not a port from 1 to 65535", n)
+		case n == 53:
+			return errors.New("port 53 is banger's own DNS")
+		case slices.Contains(r.config.HostPorts, uint16(n)):
+			return fmt.Errorf("%d is there twice", n)
+		}
+		r.config.HostPorts = append(r.config.HostPorts, uint16(n))
+	}
+	return nil
 }
 
 func setMirror(r *reader, v any) error {

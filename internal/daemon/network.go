@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
+	"sync"
 	"sync/atomic"
 
 	"git.thaloco.com/thaloco/banger/api"
@@ -27,14 +29,17 @@ const domain = "vm"
 type network struct {
 	cidr    netip.Prefix
 	gateway netip.Addr
-	db      *store.Store
-	dns     *dns.Server
-	user    *user.Network
-	warned  atomic.Bool
+	// hostPorts are the ports of the host's loopback that every VM may reach.
+	hostPorts []uint16
+	db        *store.Store
+	names     leaseNames
+	dns       *dns.Server
+	user      *user.Network
+	warned    atomic.Bool
 }
 
 func newNetwork(settings config.Config, db *store.Store, log *slog.Logger) (*network, error) {
-	n := &network{cidr: settings.CIDR, gateway: settings.BridgeIP, db: db}
+	n := &network{cidr: settings.CIDR, gateway: settings.BridgeIP, hostPorts: settings.HostPorts, db: db}
 	policy, err := egress.New(egress.Config{CIDR: n.cidr, AllowPrivate: settings.AllowPrivateNetworks})
 	if err != nil {
 		return nil, err
@@ -51,8 +56,12 @@ func newNetwork(settings config.Config, db *store.Store, log *slog.Logger) (*net
 // lookup finds the address of a VM. One it had under an earlier configuration, and has until it is started again, is a
 // stranger's by now.
 func (n *network) lookup(name string) (netip.Addr, bool) {
-	a, err := n.db.AddressOf(context.Background(), name)
-	return a, err == nil && n.ours(a)
+	leased, err := n.names.of(n.db)
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	a, ok := leased.addr[name]
+	return a, ok && n.ours(a)
 }
 
 // ours tells whether a VM may have an address.
@@ -60,8 +69,48 @@ func (n *network) ours(a netip.Addr) bool { return n.cidr.Contains(a) && a != n.
 
 // reverse finds the VM that has an address.
 func (n *network) reverse(a netip.Addr) (string, bool) {
-	_, name, err := n.db.LeaseOf(context.Background(), a)
-	return name, err == nil
+	leased, err := n.names.of(n.db)
+	if err != nil {
+		return "", false
+	}
+	name, ok := leased.name[a]
+	return name, ok
+}
+
+// leaseNames keeps the names and addresses of the VMs at hand for the resolver, which is asked thousands of times a second. The zero
+// value is ready.
+type leaseNames struct {
+	mu     sync.Mutex
+	leased atomic.Pointer[leased] // written under mu
+}
+
+// leased is which VM has which address, as of a version of the database's leases. It is not changed any more.
+type leased struct {
+	version uint64
+	addr    map[string]netip.Addr
+	name    map[netip.Addr]string
+}
+
+// of returns what the database says now.
+func (l *leaseNames) of(db *store.Store) (*leased, error) {
+	if have := l.leased.Load(); have != nil && have.version == db.LeasesVersion() {
+		return have, nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := &leased{version: db.LeasesVersion(), addr: map[string]netip.Addr{}, name: map[netip.Addr]string{}}
+	if have := l.leased.Load(); have != nil && have.version == now.version { // read while this waited
+		return have, nil
+	}
+	all, err := db.Leases(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range all {
+		now.addr[e.Name], now.name[e.Address] = e.Address, e.Name
+	}
+	l.leased.Store(now)
+	return now, nil
 }
 
 // Lease implements vm.Network.
@@ -85,19 +134,30 @@ func (n *network) Warning() string {
 }
 
 // Attach implements vm.Network.
-func (n *network) Attach(v vm.NetworkVM, link vmm.Link) error {
+func (n *network) Attach(v vm.NetworkVM, link vmm.Link) (<-chan struct{}, error) {
 	if !n.ours(v.Address) {
-		return api.Errorf(api.KindConflict, "its address %s is not one of cidr %s with gateway %s any more", v.Address, n.cidr, n.gateway)
+		return nil, api.Errorf(api.KindConflict, "its address %s is not one of cidr %s with gateway %s any more", v.Address, n.cidr, n.gateway)
 	}
-	port, err := n.user.Attach(user.VM{ID: v.ID, Name: v.Name, Addr: v.Address, MAC: macOf(v.Address)}, link)
+	ports := slices.Concat(n.hostPorts, v.HostPorts)
+	port, err := n.user.Attach(user.VM{ID: v.ID, Name: v.Name, Addr: v.Address, MAC: macOf(v.Address), HostPorts: ports}, link)
 	if err != nil {
-		return fmt.Errorf("join the network: %w", err)
+		return nil, fmt.Errorf("join the network: %w", err)
 	}
-	go func() {
-		<-port.Done()
-		n.dns.Forget(v.ID)
-	}()
-	return nil
+	return port.Lost(), nil
+}
+
+// Detach implements vm.Network.
+func (n *network) Detach(id string) {
+	n.user.Detach(id)
+	n.dns.Forget(id)
+}
+
+// Stats implements vm.Network.
+func (n *network) Stats(id string) (api.NetworkStats, bool) {
+	s, ok := n.user.Stats(id)
+	return api.NetworkStats{Mode: "user", Since: s.Since,
+		SentBytes: s.BytesFromGuest, SentPackets: s.FramesFromGuest, ReceivedBytes: s.BytesToGuest, ReceivedPackets: s.FramesToGuest,
+		Dropped: s.Invalid, Overrun: s.Overrun, Flows: s.Flows, Refused: s.Refused, OpenTCP: s.OpenTCP, OpenUDP: s.OpenUDP}, ok
 }
 
 // Close ends the network: the guests' connections to the outside are reset.

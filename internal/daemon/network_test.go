@@ -110,14 +110,14 @@ func TestNamesOfAnEarlierNetwork(t *testing.T) {
 		}
 	}
 	old := vm.NetworkVM{ID: "id-web", Name: "web", Address: netip.MustParseAddr("172.16.0.2")}
-	if err := after.Attach(old, newSilence()); api.KindOf(err) != api.KindConflict {
+	if _, err := after.Attach(old, newSilence()); api.KindOf(err) != api.KindConflict {
 		t.Errorf("attached by its old address: %v", err)
 	}
 	moved := networkOf(t, db, "172.16.0.0/24", "172.16.0.2") // the gateway has its address now
 	if got := moved.ask(t, "web.vm."); got != "NXDOMAIN" {
 		t.Errorf("web.vm is %s where the gateway is", got)
 	}
-	if err := moved.Attach(old, newSilence()); api.KindOf(err) != api.KindConflict {
+	if _, err := moved.Attach(old, newSilence()); api.KindOf(err) != api.KindConflict {
 		t.Errorf("attached by the gateway's address: %v", err)
 	}
 	if _, err := after.Lease(t.Context(), "id-web"); err != nil {
@@ -142,7 +142,7 @@ func TestAddressOfADeletedVM(t *testing.T) {
 			t.Fatal(err)
 		}
 		link := newSilence()
-		if err := n.Attach(vm.NetworkVM{ID: rec.ID, Name: name, Address: rec.Address}, link); err != nil {
+		if _, err := n.Attach(vm.NetworkVM{ID: rec.ID, Name: name, Address: rec.Address}, link); err != nil {
 			t.Fatalf("attach %s at %s: %v", name, rec.Address, err)
 		}
 		return link

@@ -58,8 +58,34 @@ func (s *Store) Lease(ctx context.Context, id string, pool Pool) (netip.Addr, er
 	if err != nil {
 		return netip.Addr{}, err
 	}
+	s.leasesVersion.Add(1)
 	return lease, nil
 }
+
+// NamedLease is the address of a VM.
+type NamedLease struct {
+	Name    string
+	Address netip.Addr
+}
+
+// Leases returns all leases, of whatever network they are, in no order.
+func (s *Store) Leases(ctx context.Context) ([]NamedLease, error) {
+	all, err := collect(ctx, s.read, func(row scanner) (l NamedLease, err error) {
+		var address string
+		if err := row.Scan(&l.Name, &address); err != nil {
+			return l, err
+		}
+		if l.Address, err = netip.ParseAddr(address); err != nil {
+			return l, fmt.Errorf("read the lease of vm %q: %w", l.Name, err)
+		}
+		return l, nil
+	}, "SELECT vms.name, leases.address FROM leases JOIN vms ON vms.id = leases.vm")
+	return all, s.explain(err)
+}
+
+// LeasesVersion is another number after every change of a VM's name or address. Who reads it before Leases knows by it later
+// whether that is still true.
+func (s *Store) LeasesVersion() uint64 { return s.leasesVersion.Load() }
 
 // exhausted is the error of a pool with no address left.
 func (p Pool) exhausted() error {

@@ -120,3 +120,48 @@ func TestLeasesUpTo(t *testing.T) {
 		t.Errorf("c has %s, %v", a, err)
 	}
 }
+
+// TestLeasesVersion: whatever changes names or addresses changes the version too.
+func TestLeasesVersion(t *testing.T) {
+	s := withContent(t)
+	ctx := t.Context()
+	must(t, s.InsertVM(ctx, vm("a")))
+	pool := Pool{CIDR: netip.MustParsePrefix("10.9.8.0/24"), Gateway: netip.MustParseAddr("10.9.8.1")}
+	for _, step := range []struct {
+		what string
+		do   func() error
+		want string
+	}{
+		{"lease", func() error { _, err := s.Lease(ctx, "id-a", pool); return err }, "a 10.9.8.2"},
+		{"rename", func() error {
+			_, err := s.UpdateVM(ctx, "id-a", func(v *VM) error { v.Name = "b"; return nil })
+			return err
+		}, "b 10.9.8.2"},
+		{"move", func() error {
+			pool.CIDR, pool.Gateway = netip.MustParsePrefix("10.9.9.0/24"), netip.MustParseAddr("10.9.9.1")
+			_, err := s.Lease(ctx, "id-a", pool)
+			return err
+		}, "b 10.9.9.2"},
+		{"delete", func() error { return s.DeleteVM(ctx, "id-a") }, ""},
+	} {
+		before := s.LeasesVersion()
+		must(t, step.do())
+		if s.LeasesVersion() == before {
+			t.Errorf("%s: the version is the same", step.what)
+		}
+		all, err := s.Leases(ctx)
+		must(t, err)
+		got := ""
+		for _, l := range all {
+			got += l.Name + " " + l.Address.String()
+		}
+		if got != step.want {
+			t.Errorf("%s: the leases are %q, want %q", step.what, got, step.want)
+		}
+	}
+	before := s.LeasesVersion()
+	must(t, s.InsertVM(ctx, vm("c")))
+	if _, err := s.UpdateVM(ctx, "id-c", func(v *VM) error { v.Reason = "x"; return nil }); err != nil || s.LeasesVersion() != before {
+		t.Errorf("what is no change of names or addresses counts: %v", err)
+	}
+}

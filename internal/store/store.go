@@ -23,6 +23,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"sync/atomic"
 
 	"git.thaloco.com/thaloco/banger/api"
 
@@ -46,6 +47,8 @@ type Store struct {
 	// write has one connection, so that writers queue here instead of failing as busy.
 	write, read *sql.DB
 	reserve     reserve
+	// leasesVersion counts changes of the VMs' names and addresses.
+	leasesVersion atomic.Uint64
 }
 
 // Open opens the database at path, makes it (0600, its directory 0700) where there is none, and migrates

@@ -122,6 +122,7 @@ func vmWriteError(verb string, vm VM, err error) error {
 // must not use the store; the id and the time of creation are not its to change. A VM that is not there is a KindNotFound.
 func (s *Store) UpdateVM(ctx context.Context, id string, change func(*VM) error) (VM, error) {
 	var vm VM
+	var name string
 	err := s.tx(ctx, func(tx *sql.Tx) error {
 		var err error
 		vm, err = scanVM(tx.QueryRowContext(ctx, "SELECT "+vmFields+" FROM vms WHERE id = ?", id))
@@ -132,6 +133,7 @@ func (s *Store) UpdateVM(ctx context.Context, id string, change func(*VM) error)
 			return err
 		}
 		created := vm.CreatedAt
+		name = vm.Name
 		if err := change(&vm); err != nil {
 			return err
 		}
@@ -149,6 +151,9 @@ func (s *Store) UpdateVM(ctx context.Context, id string, change func(*VM) error)
 	})
 	if err != nil {
 		return VM{}, err
+	}
+	if vm.Name != name {
+		s.leasesVersion.Add(1)
 	}
 	return vm, nil
 }
@@ -183,6 +188,7 @@ func (s *Store) VMs(ctx context.Context) ([]VM, error) {
 
 // DeleteVM removes the record of the VM with this id; nil where there is none.
 func (s *Store) DeleteVM(ctx context.Context, id string) error {
+	defer s.leasesVersion.Add(1)
 	return s.tx(ctx, func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, "DELETE FROM vms WHERE id = ?", id)
 		return err

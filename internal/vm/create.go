@@ -38,6 +38,9 @@ func (s *Service) CheckCreate(ctx context.Context, req api.CreateVM) error {
 	if req.Wait != "" && !req.Wait.Valid() {
 		return badWait(req.Wait)
 	}
+	if err := checkHostPorts(req.HostPorts); err != nil {
+		return err
+	}
 	if err := checkEnv(req.Env); err != nil {
 		return err
 	}

@@ -56,6 +56,8 @@ type Supplies interface {
 type NetworkVM struct {
 	ID, Name string
 	Address  netip.Addr
+	// HostPorts are the ports of the host's loopback it may reach, beside those all VMs may.
+	HostPorts []uint16
 }
 
 // Lease is what a VM has of the network.
@@ -72,9 +74,13 @@ type Network interface {
 	Lease(ctx context.Context, id string) (Lease, error)
 	// Warning is what the user should know of the network, once; empty where there is nothing, or it was said.
 	Warning() string
-	// Attach joins a running VM by its frames. It owns the link from then on, and lets go of both when the link ends; after
-	// an error the link is the caller's still.
-	Attach(v NetworkVM, link vmm.Link) error
+	// Attach joins a running VM by its frames. It owns the link from then on; after an error the link is the caller's still. lost is
+	// closed once the link has ended; what goes through it goes on where the VM is attached again soon.
+	Attach(v NetworkVM, link vmm.Link) (lost <-chan struct{}, err error)
+	// Detach says that the VM of this id has ended, whether it was attached or not: its connections are reset.
+	Detach(id string)
+	// Stats are the counters of a VM; false where there are none.
+	Stats(id string) (api.NetworkStats, bool)
 }
 
 // Defaults are the configured values for what a request leaves out.

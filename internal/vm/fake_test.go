@@ -313,11 +313,15 @@ func (l fakeLink) ReadFrame([]byte) (int, error) { return 0, net.ErrClosed }
 func (l fakeLink) WriteFrame([][]byte) error     { return net.ErrClosed }
 func (l fakeLink) Close() error                  { return nil }
 
-// fakeNetwork is a network that only keeps the list of who joined.
+// fakeNetwork is a network that only keeps the list of who joined and who was detached.
 type fakeNetwork struct {
 	db     *store.Store
 	joined chan NetworkVM
 	err    error
+
+	mu    sync.Mutex               // guards what follows
+	lost  map[string]chan struct{} // of those attached, by id
+	ended []string                 // ids
 }
 
 func (f *fakeNetwork) Lease(ctx context.Context, id string) (Lease, error) {
@@ -330,9 +334,33 @@ func (f *fakeNetwork) Lease(ctx context.Context, id string) (Lease, error) {
 
 func (f *fakeNetwork) Warning() string { return "" }
 
-func (f *fakeNetwork) Attach(v NetworkVM, _ vmm.Link) error {
+func (f *fakeNetwork) Attach(v NetworkVM, _ vmm.Link) (<-chan struct{}, error) {
+	f.mu.Lock()
+	lost := make(chan struct{})
+	f.lost[v.ID] = lost
+	f.mu.Unlock()
 	f.joined <- v
-	return nil
+	return lost, nil
+}
+
+func (f *fakeNetwork) Detach(id string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.lost, id)
+	f.ended = append(f.ended, id)
+}
+
+func (f *fakeNetwork) Stats(id string) (api.NetworkStats, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return api.NetworkStats{Mode: "user", SentBytes: 42}, f.lost[id] != nil
+}
+
+// lose breaks the link of a VM.
+func (f *fakeNetwork) lose(id string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	close(f.lost[id])
 }
 
 // world is a service on a fake host.
@@ -360,7 +388,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.db, w.supplies = db, &fakeSupplies{db: db}
-	w.network = &fakeNetwork{db: db, joined: make(chan NetworkVM, 100)}
+	w.network = &fakeNetwork{db: db, joined: make(chan NetworkVM, 100), lost: map[string]chan struct{}{}}
 	w.svc = w.service()
 	t.Cleanup(func() {
 		w.svc.Close()

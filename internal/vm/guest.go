@@ -22,8 +22,8 @@ func (s *Service) guest(l *live) *guestapi.Client {
 	return &guestapi.Client{Dial: l.machine.Dial}
 }
 
-// reachable finds a VM whose agent answers.
-func (s *Service) reachable(ctx context.Context, nameOrID string) (*live, store.VM, error) {
+// alive finds a VM that runs.
+func (s *Service) alive(ctx context.Context, nameOrID string) (*live, store.VM, error) {
 	rec, err := s.cfg.Records.VM(ctx, nameOrID)
 	if err != nil {
 		return nil, rec, err
@@ -34,6 +34,15 @@ func (s *Service) reachable(ctx context.Context, nameOrID string) (*live, store.
 	}
 	if l == nil {
 		return nil, rec, api.Errorf(api.KindConflict, "vm %q is %s", rec.Name, rec.State).WithHint("start it: banger vm start %s", rec.Name)
+	}
+	return l, rec, nil
+}
+
+// reachable finds a VM whose agent answers.
+func (s *Service) reachable(ctx context.Context, nameOrID string) (*live, store.VM, error) {
+	l, rec, err := s.alive(ctx, nameOrID)
+	if err != nil {
+		return nil, rec, err
 	}
 	if !l.now().Mark.Reached(api.MarkAgent) {
 		return nil, rec, api.Errorf(api.KindConflict, "vm %q is %s: its agent does not answer yet", rec.Name, rec.State).

@@ -2,6 +2,7 @@ package vm
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"git.thaloco.com/thaloco/banger/api"
@@ -17,39 +18,87 @@ const (
 )
 
 // plug joins a running VM to the network, in the background: nothing of the host depends on it, and the guest's
-// frames are thrown away until then.
+// frames are thrown away until then. unplugged is closed once no more of that happens.
 func (s *Service) plug(rec store.VM, l *live) {
 	if !rec.Address.IsValid() || rec.TAP != "" {
-		return // started by a banger that knew no network, or on a TAP of the host
+		close(l.unplugged) // started by a banger that knew no network, or on a TAP of the host
+		return
 	}
 	s.tasks.Go(func() {
-		told := false
-		for wait := plugAgain; ; wait = min(2*wait, plugRarely) {
-			err := s.join(rec, l)
-			switch {
-			case err == nil && told:
+		defer close(l.unplugged)
+		s.keepPlugged(rec, l)
+	})
+}
+
+// keepPlugged joins a VM to the network, and again whenever its frames were lost while it runs: the way to its supervisor
+// may break. They are lost to another daemon too, which does the same: so each time they do not last the next attempt waits longer.
+func (s *Service) keepPlugged(rec store.VM, l *live) {
+	told := false
+	for wait := plugAgain; ; wait = min(2*wait, plugRarely) {
+		lost, err := s.join(rec, l)
+		switch {
+		case err == nil:
+			if told {
 				s.cfg.Log.Info("the vm has its network now", "vm", rec.Name)
 				s.emit("vm.network", rec.Name, "it has its network now")
-				return
-			case err == nil, s.ctx.Err() != nil, l.hasEnded():
-				return
-			case settled(err):
-				s.cfg.Log.Warn("the vm has no network until it is started again", "vm", rec.Name, "err", err)
-				return
-			case !told:
-				s.cfg.Log.Error("the vm has no network", "vm", rec.Name, "err", err)
-				s.emit("vm.network", rec.Name, "no network: "+err.Error())
-				told = true
+				told = false
 			}
-			select {
-			case <-time.After(wait):
-			case <-l.ended:
-				return
-			case <-s.ctx.Done():
+			since := s.cfg.Host.Now()
+			if !s.pause(l, lost) {
 				return
 			}
+			s.cfg.Log.Info("the vm's frames were lost, joining it again", "vm", rec.Name)
+			if s.cfg.Host.Now().Sub(since) > 2*plugRarely {
+				wait = plugAgain
+			}
+		case s.ctx.Err() != nil, l.isEnding():
+			return
+		case settled(err):
+			s.cfg.Log.Warn("the vm has no network until it is started again", "vm", rec.Name, "err", err)
+			return
+		case !told:
+			s.cfg.Log.Error("the vm has no network", "vm", rec.Name, "err", err)
+			s.emit("vm.network", rec.Name, "no network: "+err.Error())
+			told = true
 		}
-	})
+		again := make(chan struct{})
+		stop := time.AfterFunc(wait, func() { close(again) })
+		on := s.pause(l, again)
+		stop.Stop()
+		if !on {
+			return
+		}
+	}
+}
+
+// pause waits until something happens; false where the VM or the service ended before.
+func (s *Service) pause(l *live, until <-chan struct{}) bool {
+	select {
+	case <-until:
+		return true
+	case <-l.ending:
+	case <-s.ctx.Done():
+	}
+	return false
+}
+
+// portDNS is where the gateway itself answers.
+const portDNS = 53
+
+// checkHostPorts reports what is wrong with the ports of the host's loopback that a VM is to reach.
+func checkHostPorts(ports []uint16) error {
+	for i, p := range ports {
+		switch {
+		case p == 0:
+			return api.Errorf(api.KindInvalid, "host port 0 is not possible").WithHint("use a port from 1 to 65535, such as --host-port 5432")
+		case p == portDNS:
+			return api.Errorf(api.KindInvalid, "host port %d is not possible: the gateway answers DNS there", p).
+				WithHint("have the host's service listen on another port too")
+		case slices.Contains(ports[:i], p):
+			return api.Errorf(api.KindInvalid, "host port %d is given twice", p)
+		}
+	}
+	return nil
 }
 
 // settled reports whether an attempt need not be repeated: the VM was started without a network or in another one, or its
@@ -59,25 +108,33 @@ func settled(err error) bool {
 	return kind == api.KindConflict || kind == api.KindInvalid || kind == api.KindVersion
 }
 
-// join makes one attempt to join a running VM to the network.
-func (s *Service) join(rec store.VM, l *live) error {
+// join makes one attempt to join a running VM to the network; lost is closed once its frames are.
+func (s *Service) join(rec store.VM, l *live) (lost <-chan struct{}, err error) {
 	ctx, cancel := context.WithTimeout(s.ctx, plugWithin)
 	defer cancel()
+	go func() {
+		select {
+		case <-l.ending:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	link, err := l.machine.OpenLink(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := s.cfg.Network.Attach(NetworkVM{ID: rec.ID, Name: rec.Name, Address: rec.Address}, link); err != nil {
+	lost, err = s.cfg.Network.Attach(NetworkVM{ID: rec.ID, Name: rec.Name, Address: rec.Address, HostPorts: rec.HostPorts}, link)
+	if err != nil {
 		_ = link.Close()
-		return err
+		return nil, err
 	}
-	return nil
+	return lost, nil
 }
 
-// hasEnded reports whether the watcher has recorded the VM's end.
-func (l *live) hasEnded() bool {
+// isEnding reports whether the watcher has seen the VM's end.
+func (l *live) isEnding() bool {
 	select {
-	case <-l.ended:
+	case <-l.ending:
 		return true
 	default:
 		return false

@@ -3,6 +3,7 @@ package vm
 import (
 	"errors"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -17,7 +18,7 @@ func TestNetworkOfVMs(t *testing.T) {
 	if a.Address != netip.MustParseAddr("172.16.0.2") {
 		t.Errorf("a has address %s", a.Address)
 	}
-	if got := <-w.network.joined; got != (NetworkVM{ID: a.ID, Name: "a", Address: a.Address}) {
+	if got := <-w.network.joined; !reflect.DeepEqual(got, NetworkVM{ID: a.ID, Name: "a", Address: a.Address}) {
 		t.Errorf("%+v joined", got)
 	}
 	b := w.create(api.CreateVM{Name: "b"})
@@ -91,5 +92,71 @@ func TestNetworkComesLater(t *testing.T) {
 	}
 	if !slices.Equal(told, []string{"no network: no frames", "it has its network now"}) {
 		t.Errorf("told %q", told)
+	}
+}
+
+// A VM whose frames are lost joins again, as itself, until it ends: then the network is told before it can join anew.
+func TestFramesAreLost(t *testing.T) {
+	w := newWorld(t)
+	a := w.create(api.CreateVM{Name: "a", Start: true, HostPorts: []uint16{5432, 80}})
+	if !slices.Equal(a.HostPorts, []uint16{5432, 80}) {
+		t.Errorf("its host ports are %v", a.HostPorts)
+	}
+	for range 3 {
+		if got := <-w.network.joined; !reflect.DeepEqual(got, NetworkVM{ID: a.ID, Name: "a", Address: a.Address, HostPorts: a.HostPorts}) {
+			t.Errorf("%+v joined", got)
+		}
+		w.network.lose(a.ID)
+	}
+	<-w.network.joined
+	if _, err := w.svc.Kill(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(w.network.ended, []string{a.ID}) || len(w.network.lost) != 0 {
+		t.Errorf("ended: %v, attached: %v", w.network.ended, w.network.lost)
+	}
+	if _, err := w.svc.Start(t.Context(), "a", "", progress.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-w.network.joined; got.ID != a.ID {
+		t.Errorf("%+v joined", got)
+	}
+	// One that ends while it waits for its next attempt is not joined again.
+	w.network.lose(a.ID)
+	if err := w.svc.Delete(t.Context(), "a", true); err != nil {
+		t.Fatal(err)
+	}
+	w.svc.Close()
+	if len(w.network.joined) > 1 {
+		t.Errorf("%d joined after the end", len(w.network.joined))
+	}
+}
+
+func TestHostPortsOfARequest(t *testing.T) {
+	w := newWorld(t)
+	for want, ports := range map[string][]uint16{"host port 0": {0}, "host port 53": {80, 53}, "twice": {80, 81, 80}, "": {80, 65535}} {
+		err := w.svc.CheckCreate(t.Context(), api.CreateVM{HostPorts: ports})
+		if want == "" && err != nil || want != "" && (api.KindOf(err) != api.KindInvalid || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%v: %v", ports, err)
+		}
+	}
+}
+
+func TestStats(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.svc.Stats(t.Context(), "a"); api.KindOf(err) != api.KindNotFound {
+		t.Errorf("of none: %v", err)
+	}
+	a := w.create(api.CreateVM{Name: "a"})
+	if _, err := w.svc.Stats(t.Context(), "a"); api.KindOf(err) != api.KindConflict || api.AsError(err).Hint == "" {
+		t.Errorf("of one that does not run: %v", err)
+	}
+	if _, err := w.svc.Start(t.Context(), "a", "", progress.Discard); err != nil {
+		t.Fatal(err)
+	}
+	<-w.network.joined
+	got, err := w.svc.Stats(t.Context(), "a")
+	if err != nil || got.ID != a.ID || got.Name != "a" || got.Network == nil || got.Network.SentBytes != 42 {
+		t.Errorf("%+v, %v", got, err)
 	}
 }

@@ -81,8 +81,8 @@ type Service struct {
 // live is a VM whose engine runs it.
 type live struct {
 	machine vmm.Machine
-	// ended is closed when the watcher has recorded the end.
-	ended chan struct{}
+	// ending is closed when the watcher has seen the end, unplugged once the VM joins the network no more, ended when the end is recorded.
+	ending, unplugged, ended chan struct{}
 
 	mu     sync.Mutex // guards status and change
 	status vmm.Status

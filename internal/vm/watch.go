@@ -17,7 +17,7 @@ func (s *Service) watch(rec store.VM, m vmm.Machine) *live {
 	if first.Phase == vmm.PhaseEnded {
 		first.Phase = vmm.PhaseRunning
 	}
-	l := &live{machine: m, status: first, ended: make(chan struct{}), change: make(chan struct{})}
+	l := &live{machine: m, status: first, ending: make(chan struct{}), unplugged: make(chan struct{}), ended: make(chan struct{}), change: make(chan struct{})}
 	s.mu.Lock()
 	s.live[rec.ID] = l
 	s.mu.Unlock()
@@ -50,7 +50,10 @@ func (s *Service) follow(id, name string, l *live) {
 
 // finish records that a VM is no longer live, then tells who waits for its end.
 func (s *Service) finish(id, name string, l *live, st vmm.Status) {
-	s.forwards.Close(id) // before another start may open them
+	close(l.ending)
+	<-l.unplugged
+	s.cfg.Network.Detach(id) // before another start may join
+	s.forwards.Close(id)     // before another start may open them
 	s.mu.Lock()
 	delete(s.live, id)
 	s.mu.Unlock()

@@ -234,7 +234,7 @@ type outside struct {
 	// tcp and udp are where connections lead, by port of the destination.
 	tcp, udp map[uint16]string
 	policy   *egress.Policy // also where ports of the host are dialled
-	hang     chan struct{} // port 1 is dialled until it is closed
+	hang     chan struct{}  // port 1 is dialled until it is closed
 }
 
 func (o *outside) note(network string, dst fmt.Stringer) {
