@@ -30,6 +30,9 @@ type VMs interface {
 	Logs(ctx context.Context, name, source string, follow bool, w io.Writer) error
 	PutFiles(ctx context.Context, name string, req api.PutFiles, r io.Reader) (api.FilesResult, error)
 	Files(ctx context.Context, name string, req api.GetFiles, w io.Writer) (api.FilesResult, error)
+	Forwards(ctx context.Context, name string) ([]api.ForwardStatus, error)
+	AddForward(ctx context.Context, name string, f api.Forward) (api.ForwardStatus, error)
+	RemoveForward(ctx context.Context, name string, which api.RemoveForward) (api.Forward, error)
 	Events(ctx context.Context, fn func(api.Event) error) error
 }
 

@@ -66,6 +66,9 @@ func (s *Server) routes(mux *http.ServeMux) {
 	register(h, del, "/v1/vms/{name}", accepted, "vm-delete", s.deleteVM)
 	register(h, post, "/v1/vms/{name}/workspace", accepted, "vm-workspace", s.prepareWorkspace)
 	register(h, get, "/v1/vms/{name}/ssh-target", ok, "vm-ssh-target", s.sshTarget)
+	register(h, get, "/v1/vms/{name}/forwards", ok, "vm-forward-list", s.listForwards)
+	register(h, post, "/v1/vms/{name}/forwards", ok, "vm-forward-add", s.addForward)
+	register(h, del, "/v1/vms/{name}/forwards", ok, "vm-forward-remove", s.removeForward)
 	register(h, post, "/v1/vms/{name}/release", accepted, "vm-release", s.releaseVM)
 
 	register(h, get, "/v1/images", ok, "image-list", s.listImages)

@@ -144,6 +144,7 @@ func (d *fakeDaemon) handler() http.Handler {
 	}
 	d.daemonRoutes(handle)
 	d.vmRoutes(handle)
+	d.forwardRoutes(handle)
 	d.storeRoutes(handle)
 	handle("PUT /v1/vms/{name}/files", d.putFiles)
 	mux.HandleFunc("GET /v1/operations/{id}/events", d.operationEvents)
@@ -332,7 +333,7 @@ func (d *fakeDaemon) create(r *http.Request) (int, any, error) {
 	return d.start("vm.create", asked, func(*fakeOp) (any, error) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		vm := &api.VM{ID: "id-" + req.Name, Name: req.Name, State: api.StateStopped, Image: req.Image, CPUs: req.CPUs, Env: req.Env, RemoveOnExit: req.RemoveOnExit}
+		vm := &api.VM{ID: "id-" + req.Name, Name: req.Name, State: api.StateStopped, Image: req.Image, CPUs: req.CPUs, Env: req.Env, Forwards: req.Forwards, RemoveOnExit: req.RemoveOnExit}
 		if req.Start {
 			vm.State, vm.Mark, vm.Engine, vm.Accel = api.StateRunning, req.Wait, "qemu", d.accel
 		}

@@ -13,6 +13,7 @@ import (
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/client"
+	"git.thaloco.com/thaloco/banger/internal/forward"
 )
 
 // vmFlags are the flags of vm create and vm run that describe a VM.
@@ -20,6 +21,7 @@ type vmFlags struct {
 	name, image, memory, disk string
 	cpus                      int
 	env, envFiles             []string
+	publish                   []string
 }
 
 func (f *vmFlags) register(a *App, cmd *cobra.Command) {
@@ -31,8 +33,9 @@ func (f *vmFlags) register(a *App, cmd *cobra.Command) {
 	fl.StringVar(&f.disk, "disk", "", "disk, a `size` such as 20GiB (default: the configured one)")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "environment of every command in the VM, as `KEY=VALUE`; KEY alone takes the value of this environment")
 	fl.StringArrayVar(&f.envFiles, "env-file", nil, "`file` of such lines; # starts a comment")
+	fl.StringArrayVarP(&f.publish, "publish", "p", nil, "a port of this host that leads to one of the VM: [HOSTIP:]HOST:GUEST[/udp], HOST 0 for one that is free, as `SPEC`; may be repeated")
 	_ = cmd.RegisterFlagCompletionFunc("image", a.completeImages(0, false)) // fails only for an unknown flag
-	for _, name := range []string{"name", "cpus", "memory", "disk", "env"} {
+	for _, name := range []string{"name", "cpus", "memory", "disk", "env", "publish"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
 	}
 }
@@ -46,7 +49,11 @@ func (f *vmFlags) request(a *App) (api.CreateVM, error) {
 	if err != nil {
 		return api.CreateVM{}, err
 	}
-	return api.CreateVM{Name: f.name, Image: f.image, CPUs: f.cpus, Memory: f.memory, Disk: f.disk, Env: env}, nil
+	forwards, err := parseForwards(f.publish, forward.Parse)
+	if err != nil {
+		return api.CreateVM{}, err
+	}
+	return api.CreateVM{Name: f.name, Forwards: forwards, Image: f.image, CPUs: f.cpus, Memory: f.memory, Disk: f.disk, Env: env}, nil
 }
 
 // environment is the KEY=VALUE list of flags and files, files first; of several values of a key the

@@ -25,7 +25,8 @@ func newVMCreate(a *App) *cobra.Command {
 		Long:       "Make a VM and start it. Its name is printed.\n\nImage and kernel are fetched or built where they are not local yet.",
 		Example: `  banger vm create --name testbox
   banger vm create --image debian-bookworm --name testbox --no-start
-  banger vm create --name web --cpus 2 --memory 1GiB --disk 30GiB -e KEY=VALUE`,
+  banger vm create --name web --cpus 2 --memory 1GiB --disk 30GiB -e KEY=VALUE
+  banger vm create --name web -p 8080:80 -p 0:3000`,
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {

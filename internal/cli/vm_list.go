@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -38,11 +39,20 @@ func runVMList(ctx context.Context, a *App, o *vmListOptions) error {
 		return err
 	}
 	now := a.Now()
+	header := []string{"NAME", "STATE", "IMAGE", "ADDRESS", "CPUS", "MEMORY", "DISK", "AGE"}
+	forwarded := slices.ContainsFunc(vms, func(vm api.VM) bool { return len(vm.Forwards) > 0 })
+	if forwarded {
+		header = append(header, "FORWARDS")
+	}
 	return list[api.VM]{
-		header: []string{"NAME", "STATE", "IMAGE", "ADDRESS", "CPUS", "MEMORY", "DISK", "AGE"},
+		header: header,
 		row: func(vm api.VM) []string {
-			return []string{vm.Name, stateText(vm), vm.Image, addressText(vm), numberOrDash(vm.CPUs), size(vm.MemoryBytes),
+			row := []string{vm.Name, stateText(vm), vm.Image, addressText(vm), numberOrDash(vm.CPUs), size(vm.MemoryBytes),
 				size(vm.DiskUsedBytes) + "/" + size(vm.DiskBytes), age(now.Sub(vm.CreatedAt))}
+			if forwarded {
+				row = append(row, forwardsText(vm))
+			}
+			return row
 		},
 		name: func(vm api.VM) string { return vm.Name },
 	}.write(a.Out, o.output.value, vms)

@@ -70,6 +70,7 @@ func vmFields(vm api.VM) []field {
 		{"id", vm.ID},
 		{"state", stateText(vm)},
 		{"address", addressText(vm)},
+		{"forwards", forwardLines(vm)},
 		{"boot", string(vm.Mark)},
 		{"engine", strings.TrimRight(vm.Engine+"/"+vm.Accel, "/")},
 		{"image", vm.Image},
