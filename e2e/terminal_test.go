@@ -31,6 +31,8 @@ type seat struct {
 	out    lockedBuffer
 	read   chan struct{} // closed when nothing more comes
 	cmd    *exec.Cmd
+	ended  chan struct{} // closed when the command has, with err
+	err    error
 }
 
 // sit runs a command on a new terminal.
@@ -44,8 +46,7 @@ func (h *host) sit(t *testing.T, rows, cols uint16, cmd *exec.Cmd) *seat {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &seat{t: t, pty: near, tty: tty, cmd: cmd, read: make(chan struct{})}
-	t.Cleanup(s.leave)
+	s := &seat{t: t, pty: near, tty: tty, cmd: cmd, read: make(chan struct{}), ended: make(chan struct{})}
 	s.resize(rows, cols)
 	s.before = s.modes()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
@@ -54,6 +55,11 @@ func (h *host) sit(t *testing.T, rows, cols uint16, cmd *exec.Cmd) *seat {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(s.leave)
+	go func() {
+		defer close(s.ended)
+		s.err = cmd.Wait()
+	}()
 	go func() { defer close(s.read); _, _ = io.Copy(&s.out, near) }() // until the terminal is closed
 	return s
 }
@@ -85,7 +91,7 @@ func (s *seat) leave() {
 	_ = s.tty.Close()
 	_ = s.pty.Close()
 	_ = s.cmd.Process.Kill()
-	_ = s.cmd.Wait()
+	<-s.ended
 }
 
 func (s *seat) resize(rows, cols uint16) {
@@ -152,15 +158,14 @@ func (s *seat) asks(command, pattern string) string {
 // wait returns the exit status; one that a signal ended is negative.
 func (s *seat) wait() int {
 	s.t.Helper()
-	done := make(chan error, 1)
-	go func() { done <- s.cmd.Wait() }()
 	select {
-	case err := <-done:
-		if ee := (*exec.ExitError)(nil); errors.As(err, &ee) && ee.Sys().(syscall.WaitStatus).Signaled() {
+	case <-s.ended:
+		if ee := (*exec.ExitError)(nil); errors.As(s.err, &ee) && ee.Sys().(syscall.WaitStatus).Signaled() {
 			return -int(ee.Sys().(syscall.WaitStatus).Signal())
 		}
 		return s.cmd.ProcessState.ExitCode()
 	case <-time.After(time.Minute):
+		_ = s.cmd.Process.Signal(syscall.SIGQUIT) // to say where it is
 		s.t.Fatalf("%v does not end; its output: %q", s.cmd.Args, s.out.String())
 		return 0
 	}
