@@ -55,6 +55,8 @@ type GuestPort struct {
 	// UID is the guest's user who listens, Process the name of the program, as far as it is known. The guest says both.
 	UID     int    `json:"uid"`
 	Process string `json:"process,omitempty"`
+	// Agent tells that it is banger's own agent, as the VM's ssh server.
+	Agent bool `json:"agent,omitempty"`
 	// URL reaches a TCP port from a browser on the host.
 	URL string `json:"url,omitempty"`
 	// Forwards are the ports of the host that lead to it.

@@ -227,12 +227,3 @@ func (s *Service) forwarded(rec store.VM, up <-chan struct{}) forward.VM {
 		return s.dialPort(ctx, rec.ID, network, port)
 	}}
 }
-
-// dialForward connects to a port of a running VM's guest.
-func (s *Service) dialForward(ctx context.Context, nameOrID, _ string, port uint16) (net.Conn, error) {
-	_, rec, err := s.reachable(ctx, nameOrID)
-	if err != nil {
-		return nil, err
-	}
-	return nil, api.Errorf(api.KindGuest, "connect to port %d of vm %q: its agent does not carry ports", port, rec.Name)
-}

@@ -5,7 +5,8 @@
 // The files: states.go has the table of states, create.go, start.go, stop.go
 // and delete.go a verb each, watch.go follows running VMs, recover.go is the start
 // after a stop or a crash, guest.go what goes on inside a running VM,
-// ssh.go how ssh gets there, forwards.go the ports of the host that lead into VMs.
+// ssh.go how ssh gets there, ports.go what listens there and how it is reached, forwards.go the
+// ports of the host that lead there.
 package vm
 
 import (
@@ -18,6 +19,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"git.thaloco.com/thaloco/banger/api"
@@ -30,7 +32,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 )
 
-// Config is what a Service needs. Every field is required.
+// Config is what a Service needs. Every field is required, where nothing else is said.
 type Config struct {
 	Records  Records
 	Supplies Supplies
@@ -40,6 +42,8 @@ type Config struct {
 	Paths    paths.Paths
 	Log      *slog.Logger
 	Host     Host
+	// PreviewURL is where a browser on the host reaches a TCP port of a VM, empty where it cannot; nil for nowhere.
+	PreviewURL func(vm string, port uint16) string
 }
 
 // Host is what the service knows of the host beside its files.
@@ -81,6 +85,8 @@ type Service struct {
 // live is a VM whose engine runs it.
 type live struct {
 	machine vmm.Machine
+	// carries tells that the guest's agent has carried a port: it is not one that cannot.
+	carries atomic.Bool
 	// ending is closed when the watcher has seen the end, unplugged once the VM joins the network no more, ended when the end is recorded.
 	ending, unplugged, ended chan struct{}
 
@@ -94,7 +100,7 @@ func New(cfg Config) *Service {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Service{cfg: cfg, ctx: ctx, cancel: cancel, forwards: forward.New(forward.Config{Log: cfg.Log}),
 		locks: map[string]chan struct{}{}, live: map[string]*live{}, subs: map[chan api.Event]struct{}{}}
-	s.dialPort = s.dialForward
+	s.dialPort = s.DialPort
 	return s
 }
 

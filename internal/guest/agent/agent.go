@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,6 +25,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/buildinfo"
 	"git.thaloco.com/thaloco/banger/internal/guest/guestapi"
 	"git.thaloco.com/thaloco/banger/internal/guest/process"
+	"git.thaloco.com/thaloco/banger/internal/guest/tunnel"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 )
 
@@ -45,6 +47,7 @@ type agent struct {
 	procs    *process.Manager
 	apiConns chan net.Conn
 	ssh      sshServer
+	tunnels  tunnel.Server
 	tap      *tap          // nil for a guest whose eth0, if any, is the VMM's
 	welcomed chan struct{} // closed after the first welcome: clock and entropy are the host's
 	booted   time.Time     // when the guest was started, by the host's clock; of the goroutine that calls
@@ -99,6 +102,7 @@ func newAgent(h handover) *agent {
 		conf: h.Boot, init: initKind(h.Init), dataDev: h.DataDev, id: h.Boot.Identity,
 		data:     os.NewFile(fdData, "data"),
 		apiConns: make(chan net.Conn), welcomed: make(chan struct{}),
+		tunnels: tunnel.Server{UDPListeners: guestapi.UDPListeners},
 	}
 	bootID, _ := os.ReadFile("/proc/sys/kernel/random/boot_id") // informative
 	hello := wire.Call{Agent: buildinfo.Version, BootID: strings.TrimSpace(string(bootID)), Init: h.Init}
@@ -194,7 +198,7 @@ func (a *agent) useLink(ctx context.Context) func(link) {
 
 // serve takes a stream of the host.
 func (a *agent) serve(ctx context.Context, port uint32, conn net.Conn) bool {
-	if port != wire.PortAPI && port != wire.PortExec && port != wire.PortSSH {
+	if !slices.Contains(ports, port) {
 		return false
 	}
 	select {
@@ -208,6 +212,13 @@ func (a *agent) serve(ctx context.Context, port uint32, conn net.Conn) bool {
 		return true
 	case wire.PortSSH:
 		return a.serveSSH(ctx, conn)
+	case wire.PortDial:
+		go func() {
+			if err := a.tunnels.Serve(ctx, conn); err != nil {
+				a.log.Debug("a connection to a port ended", "error", err)
+			}
+		}()
+		return true
 	}
 	go func() {
 		if err := a.procs.Serve(ctx, conn); err != nil {

@@ -101,10 +101,13 @@ type vsockLink struct {
 	done      chan struct{}
 }
 
+// ports are those the agent serves.
+var ports = []uint32{wire.PortAPI, wire.PortExec, wire.PortDial, wire.PortSSH}
+
 // newVsockLink listens at once, so that the host finds the ports when the call has come.
 func newVsockLink() (*vsockLink, error) {
 	l := &vsockLink{done: make(chan struct{})}
-	for _, port := range []uint32{wire.PortAPI, wire.PortExec, wire.PortSSH} {
+	for _, port := range ports {
 		li, err := vsock.ListenContextID(vsockAny, port, nil)
 		if err != nil {
 			return nil, fmt.Errorf("listen on vsock port %d: %w", port, err)

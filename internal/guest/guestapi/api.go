@@ -5,7 +5,7 @@
 // The guest is hostile: the client bounds every answer, honours its context, and believes no
 // kind of error that would say something about the host.
 //
-// handler.go holds the routes, files.go those of files on both sides, proc.go what they read from /proc, client.go the client.
+// handler.go holds the routes, files.go those of files on both sides, proc.go and ports.go what they read from /proc, client.go the client.
 package guestapi
 
 import (
@@ -79,6 +79,10 @@ type Port struct {
 	Port     uint16     `json:"port"`
 	// UID is the user who listens.
 	UID int `json:"uid"`
+	// Process is the name of the program; empty where it cannot be found out.
+	Process string `json:"process,omitempty"`
+	// Agent tells that it is the agent itself.
+	Agent bool `json:"agent,omitempty"`
 }
 
 // Verbs of an end.

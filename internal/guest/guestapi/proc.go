@@ -2,16 +2,10 @@ package guestapi
 
 import (
 	"bufio"
-	"cmp"
-	"encoding/binary"
-	"encoding/hex"
-	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -99,48 +93,6 @@ func memInfo() (map[string]int64, error) {
 		}
 	})
 	return mem, err
-}
-
-// readPorts lists what listens: TCP sockets in LISTEN, UDP sockets without a peer. One that listens twice in the same place counts once.
-func readPorts() ([]Port, error) {
-	ports := []Port{}
-	for _, table := range []struct{ file, protocol, state string }{
-		{"tcp", "tcp", "0A"}, {"tcp6", "tcp", "0A"}, {"udp", "udp", "07"}, {"udp6", "udp", "07"},
-	} {
-		err := eachLine("/proc/net/"+table.file, func(f []string) {
-			if p, ok := parseSocket(f, table.state); ok {
-				p.Protocol = table.protocol
-				ports = append(ports, p)
-			}
-		})
-		if err != nil && !errors.Is(err, fs.ErrNotExist) { // a kernel without IPv6
-			return nil, err
-		}
-	}
-	slices.SortFunc(ports, func(a, b Port) int {
-		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port), a.Address.Compare(b.Address), cmp.Compare(a.UID, b.UID))
-	})
-	return slices.Compact(ports), nil
-}
-
-// parseSocket reads a line of /proc/net/tcp and its like; false where it is not in state.
-func parseSocket(f []string, state string) (Port, bool) {
-	if len(f) < 8 || f[3] != state {
-		return Port{}, false
-	}
-	host, port, ok := strings.Cut(f[1], ":")
-	n, err := strconv.ParseUint(port, 16, 16)
-	raw, herr := hex.DecodeString(host)
-	if !ok || err != nil || herr != nil || len(raw)%4 != 0 {
-		return Port{}, false
-	}
-	// The address is words in the machine's byte order.
-	for w := raw; len(w) > 0; w = w[4:] {
-		binary.NativeEndian.PutUint32(w, binary.BigEndian.Uint32(w))
-	}
-	addr, ok := netip.AddrFromSlice(raw)
-	uid, err := strconv.Atoi(f[7])
-	return Port{Address: addr.Unmap(), Port: uint16(n), UID: uid}, ok && err == nil
 }
 
 // eachLine calls f with the fields of every line of a file that has any.

@@ -53,6 +53,7 @@ type Guest struct {
 	procs *process.Manager
 	api   *apiServer
 	ssh   *sshServer // nil where the guest was given no host key
+	dials *dialServer
 	fifo  *os.File
 	done  sync.WaitGroup
 }
@@ -90,6 +91,7 @@ func New(cfg Config) (*Guest, error) {
 			return nil, fmt.Errorf("start the fake guest: %w", err)
 		}
 	}
+	g.dials = newDialServer()
 	g.api = newAPIServer(g)
 	g.done.Go(g.readVerbs)
 	return g, nil
@@ -133,6 +135,8 @@ func (g *Guest) Accept(port uint32, conn net.Conn) bool {
 		return g.api.accept(conn)
 	case wire.PortSSH:
 		return g.ssh != nil && g.ssh.accept(conn)
+	case wire.PortDial:
+		return g.dials.accept(conn)
 	default:
 		return false
 	}
@@ -144,6 +148,7 @@ func (g *Guest) Close() {
 	if g.ssh != nil {
 		g.ssh.close()
 	}
+	g.dials.close()
 	_ = g.procs.Close()
 	_ = g.fifo.Close()
 	g.done.Wait()
