@@ -200,7 +200,8 @@ func (fs *flows) carry(ctx context.Context, f *flow) {
 		p.guest.log.Debug("datagrams for the guest", "forward", p.f.String(), "err", err)
 		return
 	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer conn.Close() // ends answers
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() }) // a write may stand
 	defer stop()
 	p.tasks.Go(func() {
 		defer f.cancel()
@@ -210,7 +211,6 @@ func (fs *flows) carry(ctx context.Context, f *flow) {
 		select {
 		case b := <-f.in:
 			if _, err := conn.Write(b); err != nil {
-				_ = conn.Close()
 				return
 			}
 		case <-ctx.Done():
