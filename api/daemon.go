@@ -1,6 +1,10 @@
 package api
 
-import "time"
+import (
+	"net"
+	"net/netip"
+	"time"
+)
 
 // DaemonStatus is the daemon as it describes itself.
 type DaemonStatus struct {
@@ -25,6 +29,18 @@ type DaemonStatus struct {
 	// is not the configured one.
 	WebAddress string `json:"web_address,omitempty"`
 	WebWarning string `json:"web_warning,omitempty"`
+}
+
+// WebURL is where a browser on this host finds the daemon's page; empty where it serves none.
+func (s DaemonStatus) WebURL() string {
+	host, port, err := net.SplitHostPort(s.WebAddress)
+	if err != nil {
+		return ""
+	}
+	if a, err := netip.ParseAddr(host); err != nil || a.IsUnspecified() || a == netip.IPv6Loopback() || a.String() == "127.0.0.1" {
+		host = "localhost"
+	}
+	return "http://" + net.JoinHostPort(host, port) + "/"
 }
 
 // ConfigView is the configuration in force.
