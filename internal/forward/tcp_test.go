@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -21,7 +22,7 @@ import (
 func resetBy(c net.Conn) error {
 	_, err := io.Copy(io.Discard, c)
 	if !errors.Is(err, syscall.ECONNRESET) {
-		return fmt.Errorf("it ended with %v, not a reset", err)
+		return fmt.Errorf("it ended without a reset: %w", cmp.Or(err, io.EOF))
 	}
 	return nil
 }
@@ -210,7 +211,7 @@ func TestNeverAnswers(t *testing.T) {
 			full, waiting := connect(t, at(list[0])), connect(t, at(list[1]))
 			wrote := make(chan error, 1)
 			go func() {
-				_, err := io.CopyN(full, zeros{}, 1<<30)
+				_, err := io.CopyN(struct{ io.Writer }{full}, zeros{}, 1<<30)
 				wrote <- err
 			}()
 			<-dialling

@@ -69,7 +69,7 @@ func (s *udpSocket) read(buf, oob []byte) (n int, key flowKey, err error) {
 	}
 	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
 	if err != nil {
-		return n, key, nil //nolint:nilerror // the answer leaves from the address that the kernel chooses
+		return n, key, nil // the answer leaves from the address that the kernel chooses
 	}
 	for _, m := range messages { // ip(7), ipv6(7): struct in_pktinfo, struct in6_pktinfo
 		switch {
@@ -200,7 +200,7 @@ func (fs *flows) carry(ctx context.Context, f *flow) {
 		p.guest.log.Debug("datagrams for the guest", "forward", p.f.String(), "err", err)
 		return
 	}
-	defer conn.Close() // ends answers
+	defer conn.Close()                                          // ends answers
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() }) // a write may stand
 	defer stop()
 	p.tasks.Go(func() {
