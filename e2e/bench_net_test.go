@@ -97,6 +97,59 @@ func BenchmarkNetwork(b *testing.B) {
 	}
 }
 
+// BenchmarkNeighbour compares bulk TCP between two VMs with that from a VM to the outside, in turns.
+func BenchmarkNeighbour(b *testing.B) {
+	n := newNetVM(b)
+	n.neighbour(b, nettest.Discard.String())
+}
+
+// neighbour starts a second VM and measures the way to it, and the way to an address outside.
+func (n *netVM) neighbour(b *testing.B, outside string) {
+	n.ok("vm", "run", "--name", "w", "--detach", "--wait", "full")
+	n.ok("vm", "cp", filepath.Join(n.dir, "netbench"), "w:/root/netbench")
+	d := n.begin("vm", "exec", "w", "--", "/root/netbench", "sink", "0.0.0.0:9", strconv.Itoa(rounds))
+	d.await("listening")
+	var inside, out []float64
+	for range rounds {
+		out = append(out, n.by("banger", "send", outside, 100))
+		inside = append(inside, n.by("banger", "send", n.vm("w").Address.String()+":9", 100))
+	}
+	d.wait()
+	b.ReportMetric(medianOf(inside), "neighbour-MB/s")
+	b.ReportMetric(medianOf(out), "outside-MB/s")
+	b.ReportMetric(medianOf(inside)/medianOf(out), "ratio")
+	b.ReportMetric(0, "ns/op")
+}
+
+// BenchmarkBridge measures bulk TCP of a VM in bridge mode and of one in user mode, in turns: the daemons are in an internet each.
+func BenchmarkBridge(b *testing.B) {
+	user := newNetVM(b)
+	br := &netVM{newBridged(b, "").host, b}
+	br.ok("vm", "run", "--name", "v", "--detach", "--wait", "full")
+	br.push(filepath.Join(br.dir, "netbench"))
+	for _, tc := range []struct{ name, what, to string }{
+		{"from_guest", "send", nettest.Discard.String()},
+		{"to_guest", "recv", nettest.Chargen.String()},
+	} {
+		b.Run(tc.name, func(b *testing.B) {
+			user.t, user.b, br.t, br.b = b, b, b, b
+			var ours, theirs []float64
+			for range rounds {
+				ours = append(ours, br.by("banger", tc.what, tc.to, 100))
+				theirs = append(theirs, user.by("banger", tc.what, tc.to, 100))
+			}
+			b.ReportMetric(medianOf(ours), "bridge-MB/s")
+			b.ReportMetric(medianOf(theirs), "user-MB/s")
+			b.ReportMetric(medianOf(ours)/medianOf(theirs), "ratio")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+	b.Run("neighbour", func(b *testing.B) {
+		br.t, br.b = b, b
+		br.neighbour(b, nettest.Discard.String())
+	})
+}
+
 // BenchmarkNetworkMemory is what VMs and connections that are idle cost the daemon.
 func BenchmarkNetworkMemory(b *testing.B) {
 	const vms, conns = 3, 1000

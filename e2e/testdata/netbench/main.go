@@ -1,4 +1,4 @@
-// Command netbench is the guest's side of the network benchmarks: netbench send|recv|connect|idle ADDRESS COUNT.
+// Command netbench is the guest's side of the network benchmarks: netbench send|recv|connect|exchange|idle|sink ADDRESS COUNT.
 package main
 
 import (
@@ -13,7 +13,7 @@ import (
 
 func main() {
 	if len(os.Args) != 4 {
-		fail("usage: netbench send|recv|connect|exchange|idle ADDRESS COUNT")
+		fail("usage: netbench send|recv|connect|exchange|idle|sink ADDRESS COUNT")
 	}
 	n, err := strconv.Atoi(os.Args[3])
 	if err != nil {
@@ -45,6 +45,20 @@ func main() {
 		}
 		fmt.Println("holding")
 		_, _ = os.Stdin.Read(make([]byte, 1))
+	case "sink": // COUNT connections, one after another
+		ln, err := net.Listen("tcp", to)
+		if err != nil {
+			fail(err)
+		}
+		fmt.Println("listening")
+		for range n {
+			c, err := ln.Accept()
+			if err != nil {
+				fail(err)
+			}
+			_, _ = io.Copy(io.Discard, c)
+			_ = c.Close()
+		}
 	default:
 		fail("unknown: " + what)
 	}
