@@ -103,6 +103,7 @@ func (d *Daemon) serve(ctx context.Context) error {
 		return err
 	}
 	defer d.network.Close()
+	d.network.begin(ctx)
 	if n, err := db.FailRunningOperations(ctx, "the daemon stopped while this ran"); err != nil {
 		return err
 	} else if n > 0 {
@@ -224,7 +225,7 @@ func (d *Daemon) Status(ctx context.Context) (api.DaemonStatus, error) {
 	}
 	st := api.DaemonStatus{PID: os.Getpid(), Version: buildinfo.Version, APIVersion: api.Version, Socket: d.cfg.Paths.Socket(),
 		StateDir: d.cfg.Paths.State, LogFile: d.cfg.Paths.DaemonLog(), StartedAt: d.started,
-		UptimeSeconds: time.Since(d.started).Seconds(), VMs: len(vms)}
+		UptimeSeconds: time.Since(d.started).Seconds(), Network: d.settings.Network, VMs: len(vms)}
 	for _, v := range vms {
 		if v.VMMPID != 0 {
 			st.RunningVMs++

@@ -14,12 +14,19 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/config"
 	"git.thaloco.com/thaloco/banger/internal/doctor"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
+	"git.thaloco.com/thaloco/banger/internal/network/bridge"
 	"git.thaloco.com/thaloco/banger/internal/network/dns"
 	"git.thaloco.com/thaloco/banger/internal/network/egress"
 	"git.thaloco.com/thaloco/banger/internal/network/user"
 	"git.thaloco.com/thaloco/banger/internal/store"
 	"git.thaloco.com/thaloco/banger/internal/vm"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
+)
+
+// Modes of the network, as the configuration has them.
+const (
+	modeUser   = "user"
+	modeBridge = "bridge"
 )
 
 // domain is what names of VMs end in.
@@ -34,8 +41,11 @@ type network struct {
 	db        *store.Store
 	names     leaseNames
 	dns       *dns.Server
-	user      *user.Network
-	warned    atomic.Bool
+	// user carries the frames of VMs in user mode; in bridge mode, of those that were started before.
+	user *user.Network
+	// bridge is nil in user mode.
+	bridge *onBridge
+	warned atomic.Bool
 }
 
 func newNetwork(settings config.Config, db *store.Store, log *slog.Logger) (*network, error) {
@@ -50,7 +60,17 @@ func newNetwork(settings config.Config, db *store.Store, log *slog.Logger) (*net
 	if err != nil {
 		return nil, err
 	}
+	if settings.Network == modeBridge {
+		n.bridge = newOnBridge(settings, n, log)
+	}
 	return n, nil
+}
+
+// begin starts what the network serves beside the frames of VMs.
+func (n *network) begin(ctx context.Context) {
+	if n.bridge != nil {
+		n.bridge.begin(ctx)
+	}
 }
 
 // lookup finds the address of a VM. One it had under an earlier configuration, and has until it is started again, is a
@@ -115,16 +135,39 @@ func (l *leaseNames) of(db *store.Store) (*leased, error) {
 
 // Lease implements vm.Network.
 func (n *network) Lease(ctx context.Context, id string) (vm.Lease, error) {
-	a, err := n.db.Lease(ctx, id, store.Pool{CIDR: n.cidr, Gateway: n.gateway})
+	pool := store.Pool{CIDR: n.cidr, Gateway: n.gateway}
+	if n.bridge != nil {
+		if err := n.bridge.ready(ctx, false); err != nil {
+			return vm.Lease{}, err
+		}
+		pool.Last = bridge.Last(n.bridge.cfg)
+	}
+	a, err := n.db.Lease(ctx, id, pool)
 	if err != nil {
 		return vm.Lease{}, err
 	}
+	lease := n.lease(a)
+	if n.bridge != nil {
+		if lease.TAP, err = n.bridge.tap(a); err != nil {
+			return vm.Lease{}, err
+		}
+		lease.MTU = bridgeMTU
+		n.bridge.putOn(id, lease.TAP)
+	}
+	return lease, nil
+}
+
+// lease is what goes with an address.
+func (n *network) lease(a netip.Addr) vm.Lease {
 	return vm.Lease{Network: wire.Network{MAC: macOf(a).String(), Address: netip.PrefixFrom(a, n.cidr.Bits()).String(), Gateway: n.gateway.String(),
-		DNS: []string{n.gateway.String()}, Search: domain, MTU: wire.NetMTU}}, nil
+		DNS: []string{n.gateway.String()}, Search: domain, MTU: wire.NetMTU}}
 }
 
 // Warning implements vm.Network.
 func (n *network) Warning() string {
+	if n.bridge != nil {
+		return "" // there it is an error, when the bridge is set up
+	}
 	over := doctor.Overlap(n.cidr, doctor.HostRoutes())
 	if len(over) == 0 || n.warned.Swap(true) {
 		return ""
@@ -150,21 +193,31 @@ func (n *network) Attach(v vm.NetworkVM, link vmm.Link) (<-chan struct{}, error)
 func (n *network) Detach(id string) {
 	n.user.Detach(id)
 	n.dns.Forget(id)
+	if n.bridge != nil {
+		n.bridge.forget(id)
+	}
 }
 
 // Stats implements vm.Network.
 func (n *network) Stats(id string) (api.NetworkStats, bool) {
+	if n.bridge != nil {
+		if rec, err := n.db.VM(context.Background(), id); err == nil && rec.TAP != "" {
+			return n.bridge.stats(id, rec.TAP)
+		}
+	}
 	s, ok := n.user.Stats(id)
-	return api.NetworkStats{Mode: "user", Since: s.Since,
+	return api.NetworkStats{Mode: modeUser, Since: s.Since,
 		SentBytes: s.BytesFromGuest, SentPackets: s.FramesFromGuest, ReceivedBytes: s.BytesToGuest, ReceivedPackets: s.FramesToGuest,
 		Dropped: s.Invalid, Overrun: s.Overrun, Flows: s.Flows, Refused: s.Refused, OpenTCP: s.OpenTCP, OpenUDP: s.OpenUDP}, ok
 }
 
-// Close ends the network: the guests' connections to the outside are reset.
-func (n *network) Close() { n.user.Close() }
-
-// macOf is the hardware address of a VM's eth0: QEMU's prefix, locally administered, and the IPv4 address.
-func macOf(a netip.Addr) net.HardwareAddr {
-	b := a.As4()
-	return net.HardwareAddr{0x52, 0x54, b[0], b[1], b[2], b[3]}
+// Close ends the network: the connections to the outside of guests in user mode are reset.
+func (n *network) Close() {
+	n.user.Close()
+	if n.bridge != nil {
+		n.bridge.close()
+	}
 }
+
+// macOf is the hardware address of a VM's eth0, in either mode.
+func macOf(a netip.Addr) net.HardwareAddr { return bridge.MAC(a) }

@@ -1,6 +1,9 @@
 package egress
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // rule is a network and what it is called.
 type rule struct {
@@ -32,6 +35,21 @@ var private = []rule{
 	{netip.MustParsePrefix("198.18.0.0/15"), "benchmarking network"},
 	{netip.MustParsePrefix("fc00::/7"), "private network"},
 	{netip.MustParsePrefix("fec0::/10"), "site-local"},
+}
+
+// Networks are the IPv4 networks that guests do not reach whatever the host is like, for those who have a firewall say so.
+func Networks(allowPrivate bool) []netip.Prefix {
+	rules := never
+	if !allowPrivate {
+		rules = append(slices.Clip(rules), private...)
+	}
+	var out []netip.Prefix
+	for _, r := range rules {
+		if r.prefix.Addr().Is4() {
+			out = append(out, r.prefix)
+		}
+	}
+	return out
 }
 
 // classify names the fixed rule that forbids a; empty where none does.
