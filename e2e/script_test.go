@@ -92,6 +92,7 @@ func build(dir string) error {
 //	interrupt N PATTERN COMMAND [ARG...]  sends it SIGINT once its output matches; exit status N
 //	engine NAME                         configures that engine, with the fakes of both, and takes KVM for usable
 //	json PATH VALUE                     the value at PATH (a.b.0.c) in the last stdout, as text
+//	greeter VAR [TEXT]                  a server of this host and of fake guests, its port in VAR
 //
 // and the condition [root].
 func TestScript(t *testing.T) {
@@ -122,7 +123,7 @@ func scriptParams(setup func(*testscript.Env) error) testscript.Params {
 		UpdateScripts: os.Getenv("UPDATE") != "",
 		Deadline:      time.Now().Add(allScripts),
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"status": cmdStatus, "until": cmdUntil, "interrupt": cmdInterrupt, "json": cmdJSON, "engine": cmdEngine,
+			"status": cmdStatus, "until": cmdUntil, "interrupt": cmdInterrupt, "json": cmdJSON, "engine": cmdEngine, "greeter": cmdGreeter,
 		},
 		Condition: func(cond string) (bool, error) {
 			if cond == "root" {

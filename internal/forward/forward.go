@@ -309,14 +309,14 @@ func (s *Service) guest(id string) *guest {
 	return s.guests[id]
 }
 
-// ownerOf is the VM that has the port a forward wants, as "vm web"; empty where it is none of banger's.
+// ownerOf is the name of the VM that has the port a forward wants; empty where it is none of banger's.
 func (s *Service) ownerOf(f api.Forward) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, g := range s.guests {
 		for _, e := range g.entries {
 			if e.port != nil && Overlap(e.f, f) {
-				return "vm " + g.vm.Name
+				return g.vm.Name
 			}
 		}
 	}

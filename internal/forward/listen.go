@@ -74,14 +74,15 @@ func (s *Service) explain(f api.Forward, err error) error {
 	where := at.String() + "/" + f.Protocol
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		who, hint := s.ownerOf(f), "banger vm forward NAME remove frees it; or use another port, 0 for one that is free"
-		if who == "" {
-			who, hint = s.cfg.Who(f.Protocol, at), "use another port of the host, 0 for one that is free"
+		if vm := s.ownerOf(f); vm != "" {
+			return api.Errorf(api.KindConflict, "listen on %s: the port is used by vm %s", where, vm).
+				WithHint("banger vm forward %s remove %d/%s frees it; or use another port, 0 for one that is free", vm, f.HostPort, f.Protocol)
 		}
-		if who == "" {
-			return api.Errorf(api.KindConflict, "listen on %s: the port is in use", where).WithHint("%s", hint)
+		used := "the port is in use"
+		if who := s.cfg.Who(f.Protocol, at); who != "" {
+			used = "the port is used by " + who
 		}
-		return api.Errorf(api.KindConflict, "listen on %s: the port is used by %s", where, who).WithHint("%s", hint)
+		return api.Errorf(api.KindConflict, "listen on %s: %s", where, used).WithHint("use another port of the host, 0 for one that is free")
 	case errors.Is(err, syscall.EACCES) && f.HostPort < 1024:
 		return api.Errorf(api.KindInvalid, "listen on %s: ports below 1024 are not for every user", where).
 			WithHint("use a higher one, such as %d; sysctl net.ipv4.ip_unprivileged_port_start says from where on they are free", int(f.HostPort)+8000)
