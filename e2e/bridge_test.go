@@ -58,7 +58,11 @@ type bridged struct {
 // newBridged starts one. Docker has been there: the host's firewall forwards nothing of itself.
 func newBridged(t testing.TB, more string) *bridged {
 	t.Helper()
-	h := newHost(t)
+	return bridgedFor(t, newHost(t), more)
+}
+
+func bridgedFor(t testing.TB, h *host, more string) *bridged {
+	t.Helper()
 	in := nettest.NewInternet(t)
 	h.config(fmt.Sprintf("network = \"bridge\"\ntap_pool_size = 4\ndefault_dns = [%q]\n%s", nettest.DNS.Addr(), more))
 	b := &bridged{h, in}
@@ -226,4 +230,31 @@ func (b *bridged) spoof(t *testing.T, one, two netip.Addr) {
 	if got := b.inGuest("two", "ping -c1 -W5 172.16.0.1 >/dev/null && echo there"); got != "there\n" {
 		t.Errorf("and the other VM: %q", got)
 	}
+}
+
+// TestBridgeFirecracker is Firecracker's driver on the bridge: it is given the TAP by name. What runs is a stand-in, see TestFirecrackerStandIn.
+func TestBridgeFirecracker(t *testing.T) {
+	box(t)
+	h := newHost(t)
+	_, config := h.standIn(t)
+	b := bridgedFor(t, h, config)
+	b.ok("vm", "run", "--name", "fc", "--detach", "--memory", "256MiB")
+	looks := func() {
+		t.Helper()
+		got := b.inGuest("fc", `
+			ip -4 -o addr show eth0 | awk '{print $4}'
+			cat /sys/class/net/eth0/mtu
+			ls -l /sys/class/net/eth0/device/driver | grep -o virtio_net
+			getent hosts fc.vm | awk '{print $1}'
+			curl -s http://www.example.test/x`)
+		if want := "172.16.0.2/24\n1500\nvirtio_net\n172.16.0.2\nhello from www.example.test /x\n"; got != want {
+			t.Errorf("in the guest:\n%swant:\n%s", got, want)
+		}
+	}
+	looks()
+	b.run("vm", "exec", "fc", "--", "reboot")
+	b.await("fc", "a second boot", func(vm api.VM) bool { return vm.Restarts == 1 && vm.State == api.StateRunning })
+	b.ok("vm", "start", "fc")
+	looks()
+	b.noViolation(t)
 }

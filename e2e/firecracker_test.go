@@ -83,8 +83,18 @@ func (h *host) keepLogs(t *testing.T) {
 // line, API and vsock, and QEMU in place of KVM. What the guest does, and all that banger does, is as on the real one.
 func TestFirecrackerStandIn(t *testing.T) {
 	h := newHost(t)
+	firecracker, config := h.standIn(t)
+	h.config(config)
+	h.firecrackerLife(t)
+	h.firecrackerConformance(t, firecracker, "/^(AttachRunning|Pause|ResizeDrive|Reboot|Panic|Link|StartCancelled)$")
+	h.noViolation(t)
+}
+
+// standIn builds the stand-in for the host and returns its path, and what the configuration must say for it.
+func (h *host) standIn(t *testing.T) (firecracker, config string) {
+	t.Helper()
 	bin := filepath.Join(h.dir, "bin")
-	firecracker := filepath.Join(bin, "firecracker")
+	firecracker = filepath.Join(bin, "firecracker")
 	build := exec.Command("go", "build", "-trimpath", "-o", firecracker, "./internal/vmm/firecracker/fakefc/program")
 	build.Dir, build.Env = "..", append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
@@ -93,11 +103,14 @@ func TestFirecrackerStandIn(t *testing.T) {
 	if err := (fakefc.Knobs{Backend: fakefc.BackendQEMU, Spec: os.Getenv(fakefc.EnvSpec)}).Write(bin); err != nil {
 		t.Fatal(err)
 	}
-	// What the stand-in starts is out of reach for who is confined as Firecracker is.
-	h.config("engine = \"firecracker\"\nfirecracker_bin = \"" + firecracker + "\"\njail = \"off\"\n")
 	h.env = append(h.env, "BANGER_TEST_FIRECRACKER=1")
-	h.firecrackerLife(t)
-	h.firecrackerConformance(t, firecracker, "/^(AttachRunning|Pause|ResizeDrive|Reboot|Panic|Link|StartCancelled)$")
+	// What the stand-in starts is out of reach for who is confined as Firecracker is.
+	return firecracker, "engine = \"firecracker\"\nfirecracker_bin = \"" + firecracker + "\"\njail = \"off\"\n"
+}
+
+// noViolation checks that nothing was asked that Firecracker's document does not have.
+func (h *host) noViolation(t *testing.T) {
+	t.Helper()
 	if found, _ := filepath.Glob(filepath.Join(h.dir, "state/banger/vms/*", fakefc.ViolationFile)); len(found) > 0 {
 		t.Errorf("Firecracker's document was violated: %v", found)
 	}
