@@ -26,7 +26,7 @@ func keys() []key {
 		hostFile("ssh_key_path", func(c *Config) *string { return &c.SSHKeyPath }),
 		hostFile("firecracker_bin", func(c *Config) *string { return &c.FirecrackerBin }),
 		hostFile("qemu_bin", func(c *Config) *string { return &c.QEMUBin }),
-		later(text("web_listen_addr", func(c *Config) *string { return &c.WebListenAddr }, checkListenAddr)),
+		text("web_listen_addr", func(c *Config) *string { return &c.WebListenAddr }, checkListenAddr),
 		later(text("bridge_name", func(c *Config) *string { return &c.BridgeName }, checkInterfaceName)),
 		{name: "bridge_ip", set: setBridgeIP, get: func(c Config) any { return c.BridgeIP.String() }},
 		{name: "cidr", set: setCIDR, get: func(c Config) any { return c.CIDR.String() }},

@@ -3,7 +3,7 @@
 //
 // daemon.go is the life of the process, supplies.go images and kernels as the
 // services need them, engine.go what runs VMs, agent.go the guest agent's archive, listen.go and lock.go the socket and the
-// lock, owner.go the processes that --rm VMs live for.
+// lock, web.go the web port, owner.go the processes that --rm VMs live for.
 package daemon
 
 import (
@@ -57,6 +57,7 @@ type Daemon struct {
 	vms      *vm.Service
 	supplies *supplies
 	network  *network
+	web      *web
 	started  time.Time
 
 	stopOnce sync.Once
@@ -103,6 +104,7 @@ func (d *Daemon) serve(ctx context.Context) error {
 		return err
 	}
 	defer d.network.Close()
+	defer d.web.close()
 	d.network.begin(ctx)
 	if n, err := db.FailRunningOperations(ctx, "the daemon stopped while this ran"); err != nil {
 		return err
@@ -145,10 +147,11 @@ func (d *Daemon) wire() error {
 	if d.network, err = newNetwork(d.settings, d.db, d.log); err != nil {
 		return err
 	}
+	d.web = openWeb(d.settings.WebListenAddr, d.log)
 	d.vms = vm.New(vm.Config{Records: d.db, Supplies: sup, Engine: sup.engine, Network: d.network,
 		Defaults: vm.Defaults{Image: d.settings.DefaultImageName, CPUs: d.settings.CPUs,
 			MemoryBytes: defMem, DiskBytes: defDisk},
-		Paths: d.cfg.Paths, Log: d.log,
+		Paths: d.cfg.Paths, Log: d.log, PreviewURL: d.web.url,
 		Host: vm.Host{CPUs: runtime.NumCPU(), MemoryBytes: mem, Home: d.cfg.Getenv("HOME"), OwnerGone: ownerGone, Now: time.Now,
 			SSHKey: func() (sshkeys.UserKey, error) { return sshkeys.User(d.settings.SSHKeyPath, d.cfg.Paths.SSHKey()) }}})
 	return nil
@@ -178,6 +181,7 @@ func (d *Daemon) serveHTTP(ctx context.Context, ln net.Listener) error {
 	}
 	failed := make(chan error, 1)
 	go func() { failed <- srv.Serve(ln) }()
+	d.web.serve(d.vms)
 	var err error
 	select {
 	case err = <-failed:
@@ -194,6 +198,7 @@ func (d *Daemon) shutdown(ctx context.Context, srv *http.Server) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 	defer cancel()
 	err := d.ops.Close(ctx)
+	d.web.close()
 	d.vms.Close()
 	drain, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
@@ -225,7 +230,8 @@ func (d *Daemon) Status(ctx context.Context) (api.DaemonStatus, error) {
 	}
 	st := api.DaemonStatus{PID: os.Getpid(), Version: buildinfo.Version, APIVersion: api.Version, Socket: d.cfg.Paths.Socket(),
 		StateDir: d.cfg.Paths.State, LogFile: d.cfg.Paths.DaemonLog(), StartedAt: d.started,
-		UptimeSeconds: time.Since(d.started).Seconds(), Network: d.settings.Network, VMs: len(vms)}
+		UptimeSeconds: time.Since(d.started).Seconds(), Network: d.settings.Network, VMs: len(vms),
+		WebAddress: d.web.address, WebWarning: d.web.warning}
 	for _, v := range vms {
 		if v.VMMPID != 0 {
 			st.RunningVMs++

@@ -10,7 +10,6 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -264,12 +263,4 @@ func (s *site) dial() *net.TCPConn {
 	s.t.Cleanup(func() { c.Close() })
 	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 	return c.(*net.TCPConn)
-}
-
-func (s *site) portNumber() uint16 {
-	n, err := strconv.ParseUint(s.port, 10, 16)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return uint16(n)
 }

@@ -229,7 +229,7 @@ func (c *card) listen(ctx context.Context, vms VMs, to target) {
 	}
 	for _, p := range webPorts(ports) {
 		l := portLink{Port: p.Port, URL: to.url(c.Name, p.Port), Process: p.Process}
-		if p.Port == 22 {
+		if p.Agent || p.Port == 22 {
 			l.URL, l.Own = "", "banger vm ssh "+c.Name
 		}
 		c.Ports = append(c.Ports, l)
