@@ -46,6 +46,9 @@ func runDaemonStatus(ctx context.Context, a *App, o *daemonStatusOptions) error 
 	if o.output.value == formatJSON {
 		return writeJSON(a.Out, st)
 	}
+	if st.WebWarning != "" {
+		a.say("%s", st.WebWarning)
+	}
 	return writeFields(a.Out, daemonFields(st))
 }
 
@@ -64,6 +67,7 @@ func daemonFields(st api.DaemonStatus) []field {
 		{"socket", st.Socket},
 		{"state", st.StateDir},
 		{"log", st.LogFile},
+		{"web", st.WebURL()},
 		{"engine", st.Engine},
 		{"engine chosen", st.EngineReason},
 		{"vms", fmt.Sprintf("%d, %d running", st.VMs, st.RunningVMs)},

@@ -45,6 +45,7 @@ type fakeDaemon struct {
 	accel    string   // of VMs that are made
 	owned    []string // ids of processes that are to go with their client, "" for none, per exec stream
 	stopped  bool
+	web      [2]string // address and warning of the web port
 	// looked, where it is not nil, is called with a VM after somebody asked for it.
 	looked func(*api.VM)
 	// before are called in an operation of a kind before it does its work.
@@ -187,8 +188,9 @@ func (d *fakeDaemon) daemonRoutes(handle handleFunc) {
 	handle("GET /v1/daemon", func(*http.Request) (int, any, error) {
 		d.mu.Lock()
 		v, _ := strconv.Atoi(d.version)
+		web := d.web
 		d.mu.Unlock()
-		return 200, api.DaemonStatus{PID: 4711, Version: "fake", APIVersion: v, Socket: d.socket, UptimeSeconds: 61.5, Engine: "qemu"}, nil
+		return 200, api.DaemonStatus{WebAddress: web[0], WebWarning: web[1], PID: 4711, Version: "fake", APIVersion: v, Socket: d.socket, UptimeSeconds: 61.5, Engine: "qemu"}, nil
 	})
 	handle("POST /v1/daemon/stop", func(*http.Request) (int, any, error) {
 		d.mu.Lock()

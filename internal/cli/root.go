@@ -64,6 +64,7 @@ func newRoot(a *App) *cobra.Command {
 			newDaemonStart(a), newDaemonStop(a), newDaemonStatus(a), newDaemonLogs(a)),
 		group(groupDaemon, "config", "Look at the configuration",
 			newConfigShow(a), newConfigPath(a)),
+		newUI(a),
 		newSSHConfig(a), newSSHProxy(a),
 		newDoctor(a),
 		newCompletion(),

@@ -99,6 +99,8 @@ type Observations struct {
 	PingGroups [2]int
 	Groups     []int
 
+	Web WebPort
+
 	CPUs int
 	// MemoryTotal and MemoryAvailable are in bytes, 0 where they are not known.
 	MemoryTotal, MemoryAvailable int64
@@ -137,6 +139,13 @@ type Place struct {
 	Err error
 }
 
+// WebPort is whether the daemon could open its web port; it was not looked where a daemon runs.
+type WebPort struct {
+	// Err is why it could not, nil where it could; By is who has it, such as "nginx (pid 123)", empty where that is not known.
+	Err error
+	By  string
+}
+
 // SSHConfig is whether OpenSSH knows of the VMs.
 type SSHConfig struct {
 	// User is the user's file, Ours what it is to include.
@@ -166,7 +175,7 @@ func Examine(o Observations) []Check {
 	if o.MirrorAsked {
 		out = append(out, o.mirror())
 	}
-	return append(out, o.git(), o.ssh(), o.sshConfig(), o.network(), o.resolver(), o.ping())
+	return append(out, o.git(), o.ssh(), o.sshConfig(), o.network(), o.resolver(), o.ping(), o.webPort())
 }
 
 func ok(name, format string, args ...any) Check {

@@ -3,8 +3,10 @@ package doctor
 import (
 	"errors"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -50,10 +52,10 @@ func TestGood(t *testing.T) {
 			t.Errorf("%+v", c)
 		}
 	}
-	want := strings.Split("configuration engine firecracker kvm programs daemon socket directories,disk space,memory cpus image kernel,image build,mirror git ssh,ssh config,network resolver ping", ",")
+	want := strings.Split("configuration engine firecracker kvm programs daemon socket directories,disk space,memory cpus image kernel,image build,mirror git ssh,ssh config,network resolver ping,web port", ",")
 	var flat []string
 	for _, part := range want {
-		if part == "disk space" || part == "image build" || part == "ssh config" {
+		if part == "disk space" || part == "image build" || part == "ssh config" || part == "web port" {
 			flat = append(flat, part)
 		} else {
 			flat = append(flat, strings.Fields(part)...)
@@ -225,7 +227,21 @@ func TestExamine(t *testing.T) {
 		"dropbear":         {func(o *Observations) { o.SSH.Version = "" }, "ssh", Warn, "not OpenSSH", "openssh-client"},
 		"no Include":       {func(o *Observations) { o.SSHConfig.Included = false }, "ssh config", OK, "not installed", "banger ssh-config --install"},
 		"dangling Include": {func(o *Observations) { o.SSHConfig.Exists = false }, "ssh config", Warn, "gone", "banger ssh-config --install"},
-		"no resolver":      {func(o *Observations) { o.Resolvers = nil }, "resolver", Warn, "names no resolver", "default_dns"},
+		"web port of the daemon": {func(o *Observations) {
+			o.Running = &api.DaemonStatus{Version: "v1", APIVersion: api.Version, WebAddress: "127.0.0.1:7777"}
+		}, "web port", OK, "http://localhost:7777/", ""},
+		"another web port": {func(o *Observations) {
+			o.Running = &api.DaemonStatus{Version: "v1", APIVersion: api.Version, WebAddress: "127.0.0.1:7778", WebWarning: "7777 is used by x"}
+		}, "web port", Warn, "7777 is used by x", "set web_listen_addr in /home/u/config.toml to what is free, then: banger daemon stop"},
+		"an older daemon has none": {func(o *Observations) { o.Running = &api.DaemonStatus{Version: "v1", APIVersion: api.Version} },
+			"web port", Warn, "has none", "banger daemon stop"},
+		"web port off": {func(o *Observations) { o.Settings.WebListenAddr = "" }, "web port", OK, "none", ""},
+		"web port taken": {func(o *Observations) { o.Web = WebPort{Err: syscall.EADDRINUSE, By: "nginx (pid 12)"} },
+			"web port", Warn, "127.0.0.1:7777 is used by nginx (pid 12)", "end what uses it, or set web_listen_addr in /home/u/config.toml"},
+		"web port taken by somebody": {func(o *Observations) { o.Web.Err = os.NewSyscallError("bind", syscall.EADDRINUSE) }, "web port", Warn, "another program", "web_listen_addr"},
+		"web port forbidden":         {func(o *Observations) { o.Web.Err = syscall.EACCES }, "web port", Warn, "permission denied", `web_listen_addr = "127.0.0.1:7777"`},
+
+		"no resolver": {func(o *Observations) { o.Resolvers = nil }, "resolver", Warn, "names no resolver", "default_dns"},
 		"resolver given": {func(o *Observations) {
 			o.Resolvers, o.Settings.DefaultDNS = nil, []netip.AddrPort{netip.MustParseAddrPort("9.9.9.9:5353")}
 		}, "resolver", OK, "9.9.9.9:5353, from default_dns", ""},

@@ -1,9 +1,12 @@
 package doctor
 
 import (
+	"cmp"
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // Route is where the host sends packets for some addresses.
@@ -85,4 +88,27 @@ func (o Observations) ping() Check {
 	}
 	return ok(name, "guests can ping the gateway and other VMs only: this user is in no group of net.ipv4.ping_group_range").
 		hint("sudo sysctl -w net.ipv4.ping_group_range='0 2147483647'")
+}
+
+// webPort tells whether the daemon's web port is where it is configured to be.
+func (o Observations) webPort() Check {
+	const name = "web port"
+	at := o.Settings.WebListenAddr
+	switch run := o.Running; {
+	case run != nil && run.WebWarning != "":
+		return warn(name, "%s", run.WebWarning).hint("set web_listen_addr in %s to what is free, then: banger daemon stop", o.ConfigPath)
+	case run != nil && run.WebAddress != "":
+		return ok(name, "%s", run.WebURL())
+	case at == "":
+		return ok(name, "none, as web_listen_addr is empty")
+	case run != nil:
+		return warn(name, "the daemon that runs has none").hint("banger daemon stop; the next command starts one that has (VMs go on)")
+	case errors.Is(o.Web.Err, syscall.EADDRINUSE):
+		by := cmp.Or(o.Web.By, "another program")
+		return warn(name, "%s is used by %s: the daemon will take a port near it", at, by).
+			hint("end what uses it, or set web_listen_addr in %s to what is free", o.ConfigPath)
+	case o.Web.Err != nil:
+		return warn(name, "%s cannot be opened: %v", at, o.Web.Err).hint("set web_listen_addr = %q in %s", "127.0.0.1:7777", o.ConfigPath)
+	}
+	return ok(name, "%s is free", at)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -21,6 +22,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/config"
 	"git.thaloco.com/thaloco/banger/internal/deb"
 	"git.thaloco.com/thaloco/banger/internal/hostexec"
+	"git.thaloco.com/thaloco/banger/internal/hostports"
 	"git.thaloco.com/thaloco/banger/internal/image"
 	"git.thaloco.com/thaloco/banger/internal/kernel"
 	"git.thaloco.com/thaloco/banger/internal/paths"
@@ -67,7 +69,31 @@ func Observe(ctx context.Context, src Sources) Observations {
 	o.observeSupplies(ctx, src)
 	o.observeSSHConfig(src.Paths)
 	o.observeKernel()
+	if o.Running == nil {
+		o.Web = observeWeb(o.Settings.WebListenAddr)
+	}
 	return o
+}
+
+// observeWeb opens the web port and closes it at once.
+func observeWeb(at string) WebPort {
+	if at == "" {
+		return WebPort{}
+	}
+	addr, err := net.ResolveTCPAddr("tcp", at) // an address or localhost: nobody is asked
+	if err != nil {
+		return WebPort{Err: err}
+	}
+	ln, err := net.ListenTCP("tcp", addr)
+	if err == nil {
+		_ = ln.Close()
+		return WebPort{}
+	}
+	w := WebPort{Err: err, By: hostports.Who("tcp", addr.AddrPort())}
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		w.Err = op.Err
+	}
+	return w
 }
 
 // Forget has banger try again what it remembers as failed, which Observe saw: engines that ended at their start, and

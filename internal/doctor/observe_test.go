@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -204,5 +207,26 @@ func TestVersions(t *testing.T) {
 	}
 	if got := observeProgram(t.Context(), filepath.Join(dir, "nope"), sshVersion, "-V"); got != (Program{}) {
 		t.Errorf("no program: %+v", got)
+	}
+}
+
+func TestObserveWeb(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := ln.Addr().String()
+	if w := observeWeb(at); !errors.Is(w.Err, syscall.EADDRINUSE) || !strings.Contains(w.By, strconv.Itoa(os.Getpid())) {
+		t.Errorf("taken: %+v", w)
+	}
+	_ = ln.Close()
+	if w := observeWeb(at); w.Err != nil || w.By != "" {
+		t.Errorf("free: %+v", w)
+	}
+	if w := observeWeb("192.0.2.1:7777"); !errors.Is(w.Err, syscall.EADDRNOTAVAIL) { // TEST-NET-1 is no host's
+		t.Errorf("elsewhere: %+v", w)
+	}
+	if w := observeWeb(""); w != (WebPort{}) {
+		t.Errorf("none: %+v", w)
 	}
 }
