@@ -52,10 +52,12 @@ type page struct {
 	// Again is after how many seconds it asks again; 0 for never.
 	Again int
 
-	Status     int // 0 where all is well
-	Text, Hint string
-	About      string
-	Links      []link
+	Status int // 0 where all is well
+	Text   string
+	// Hint is what to do, by the command Command.
+	Hint, Command string
+	About         string
+	Links         []link
 
 	VMs []card
 	// Running counts those of VMs that run.
@@ -68,12 +70,13 @@ type card struct {
 	State, Reason string
 	// Facts are a few words each.
 	Facts []string
-	// Ports are what listens; Quiet says why there is none to show, with the command Command.
+	// Ports are what listens, Shell the one for ssh; Quiet says why there is none to show, with the command Command.
 	Ports          []portLink
+	Shell          *portLink
 	Quiet, Command string
 }
 
-// portLink is a port that listens; URL is empty where it is not for browsers.
+// portLink is a port that listens; URL is empty where it is not for browsers, and Own is the command for it.
 type portLink struct {
 	Port              uint16
 	URL, Process, Own string
@@ -199,7 +202,7 @@ func (s *Server) show(w http.ResponseWriter, r *http.Request, to target, title s
 // newCard is a VM without its ports.
 func newCard(v api.VM, to target) card {
 	c := card{Name: v.Name, URL: to.url(v.Name, 0), State: string(v.State), Reason: v.Reason}
-	c.Facts = append(c.Facts, v.Image, fmt.Sprintf("%d CPU", v.CPUs), disk.FormatSize(v.MemoryBytes))
+	c.Facts = append(c.Facts, v.Image, cpus(v.CPUs), disk.FormatSize(v.MemoryBytes))
 	if v.Address.IsValid() {
 		c.Facts = append(c.Facts, v.Address.String())
 	}
@@ -229,14 +232,25 @@ func (c *card) listen(ctx context.Context, vms VMs, to target) {
 	}
 	for _, p := range webPorts(ports) {
 		l := portLink{Port: p.Port, URL: to.url(c.Name, p.Port), Process: p.Process}
-		if p.Agent || p.Port == 22 {
-			l.URL, l.Own = "", "banger vm ssh "+c.Name
+		if !shell(p) {
+			c.Ports = append(c.Ports, l)
+		} else if l.URL, l.Own = "", "banger vm ssh "+c.Name; c.Shell == nil {
+			c.Shell = &l
 		}
-		c.Ports = append(c.Ports, l)
 	}
-	if !slices.ContainsFunc(c.Ports, func(l portLink) bool { return l.URL != "" }) {
+	if len(c.Ports) == 0 {
 		c.Quiet, c.Command = "Nothing to show yet. A server in the VM appears here, such as:", "banger vm exec "+c.Name+" -- python3 -m http.server 3000"
 	}
+}
+
+// shell reports whether a port is for ssh, banger's or the image's own.
+func shell(p api.GuestPort) bool { return p.Agent || p.Port == 22 }
+
+func cpus(n int) string {
+	if n == 1 {
+		return "1 CPU"
+	}
+	return fmt.Sprintf("%d CPUs", n)
 }
 
 // webPorts are the TCP ports among what listens, each once and in order.

@@ -245,8 +245,7 @@ func (p *proxy) failed(w http.ResponseWriter, r *http.Request, err error) {
 
 // noAnswer says what a guest did that is no answer.
 func noAnswer(to target, err error) trouble {
-	tr := trouble{status: http.StatusBadGateway, title: "No answer", hint: fmt.Sprintf("what %s says of itself: banger vm logs %s, or look there: banger vm exec %s",
-		to.vm, to.vm, to.vm)}
+	tr := trouble{status: http.StatusBadGateway, title: "No answer", hint: "look there: banger vm exec " + to.vm}
 	where := fmt.Sprintf("port %d of %s", to.port, to.vm)
 	var slow interface{ Timeout() bool }
 	text := err.Error()
@@ -258,11 +257,11 @@ func noAnswer(to target, err error) trouble {
 		tr.text = fmt.Sprintf("The header of what %s answers is larger than %d KiB.", where, maxHeader>>10)
 	case strings.Contains(text, `"\x15\x03`):
 		tr.title, tr.text = "Not plain HTTP", fmt.Sprintf("What listens on %s speaks TLS (https).", where)
-		tr.hint = fmt.Sprintf("have it served on a port of this host: banger vm forward %s add %d, then https://localhost:%d/", to.vm, to.port, to.port)
+		tr.hint = fmt.Sprintf("take it to a port of this host, for https://localhost: banger vm forward %s add 0:%d", to.vm, to.port)
 	case errors.Is(err, errNoHTTP), strings.Contains(text, "malformed"), strings.Contains(text, "unsupported"), strings.Contains(text, "protocol"),
 		strings.Contains(text, "invalid"), strings.Contains(text, "too many"):
 		tr.title, tr.text = "Not HTTP", fmt.Sprintf("What %s answers is not HTTP.", where)
-		tr.hint = fmt.Sprintf("for what is not of the web there are ports of this host: banger vm forward %s add 0:%d", to.vm, to.port)
+		tr.hint = fmt.Sprintf("take it to a port of this host: banger vm forward %s add 0:%d", to.vm, to.port)
 	default:
 		tr.text = fmt.Sprintf("What listens on %s closed the connection before it had answered.", where)
 	}

@@ -39,7 +39,9 @@ func (s *Server) tell(w http.ResponseWriter, r *http.Request, tr trouble) {
 		h.Set("Retry-After", fmt.Sprint(tr.again))
 	}
 	if strings.Contains(r.Header.Get("Accept"), "text/html") {
-		s.render(w, r, tr.status, &page{Title: tr.title, Status: tr.status, Text: tr.text, Hint: tr.hint, About: tr.about, Links: tr.links, Again: tr.again})
+		hint, command := cutCommand(tr.hint)
+		s.render(w, r, tr.status, &page{Title: tr.title, Status: tr.status, Text: tr.text, Hint: hint, Command: command, About: tr.about,
+			Links: tr.links, Again: tr.again})
 		return
 	}
 	var b strings.Builder
@@ -58,12 +60,27 @@ func (s *Server) tell(w http.ResponseWriter, r *http.Request, tr trouble) {
 	_, _ = w.Write([]byte(b.String())) // nothing to do for a client that left
 }
 
+// cutCommand divides a hint such as "start it: banger vm start web" in a beginning of a sentence and the command.
+func cutCommand(hint string) (text, command string) {
+	if hint == "" {
+		return "", ""
+	}
+	text = strings.ToUpper(hint[:1]) + hint[1:]
+	if i := strings.LastIndex(text, ": banger "); i >= 0 {
+		return text[:i+1], text[i+2:]
+	}
+	if strings.HasPrefix(hint, "banger ") {
+		text = hint // a command keeps its letters
+	}
+	return text, ""
+}
+
 // noVM says that a name is no VM's, and which it might have been meant to be.
 func (s *Server) noVM(ctx context.Context, to target, err error) trouble {
 	if api.KindOf(err) != api.KindNotFound {
 		return s.failed(to, err)
 	}
-	tr := trouble{status: http.StatusNotFound, title: "No such VM", text: fmt.Sprintf("There is no VM %s.", to.vm), hint: "banger vm list shows them all"}
+	tr := trouble{status: http.StatusNotFound, title: "No such VM", text: fmt.Sprintf("There is no VM %s.", to.vm), hint: "these are all: banger vm list"}
 	vms, err := s.cfg.VMs.List(ctx)
 	if err != nil || len(vms) == 0 {
 		tr.hint = "make one: banger vm run --name " + to.vm
@@ -98,7 +115,7 @@ func (s *Server) noConnection(ctx context.Context, to target, err error) trouble
 	}
 	switch vm.State {
 	case api.StateStopped, api.StateFailed, api.StateSuspended:
-		tr.hint = "banger vm start " + to.vm
+		tr.hint = "start it: banger vm start " + to.vm
 	case api.StateCreating, api.StateStarting, api.StateStopping:
 		tr.again = 2
 		tr.hint = "this page tries again by itself"
@@ -125,7 +142,7 @@ func (s *Server) nobody(ctx context.Context, to target) trouble {
 		return tr
 	}
 	for _, p := range webPorts(ports) {
-		if p.Port == to.port {
+		if p.Port == to.port || shell(p) {
 			continue
 		}
 		tr.about = "What does listen"
