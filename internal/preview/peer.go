@@ -14,12 +14,16 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // maxStrangers is how many connections of others are held at a time to be told why they are refused; more are closed at once.
 const maxStrangers = 32
+
+// tellEvery is how often the log is told of strangers at most: it is not theirs to fill.
+const tellEvery = time.Minute
 
 type peerKey struct{}
 
@@ -42,6 +46,7 @@ type listener struct {
 	uid       int
 	log       *slog.Logger
 	strangers chan struct{}
+	told      time.Time // when the log was told of one last; Accept is called by one goroutine
 }
 
 func newListener(ln net.Listener, uid int, log *slog.Logger) *listener {
@@ -66,7 +71,10 @@ func (l *listener) Accept() (net.Conn, error) {
 		}
 		select {
 		case l.strangers <- struct{}{}:
-			l.log.Warn("refused a connection to the web port", "peer", tcp.RemoteAddr().String(), "err", p.err)
+			if time.Since(l.told) > tellEvery {
+				l.told = time.Now()
+				l.log.Warn("refused a connection to the web port", "peer", tcp.RemoteAddr().String(), "err", p.err)
+			}
 			p.done = sync.OnceFunc(func() { <-l.strangers })
 			return p, nil
 		default:
