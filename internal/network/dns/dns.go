@@ -4,8 +4,13 @@
 //
 // What is never asked outside: names below .vm, names of one label (but for what
 // the DNS itself needs), the addresses of the guests' network, and names that
-// RFC 6761 and RFC 7686 keep out of the DNS. Nothing is cached: the resolvers
-// behind it do that.
+// RFC 6761 and RFC 7686 keep out of the DNS. host.banger.vm and host.docker.internal are
+// the host, as far as a VM is let through to it: the gateway's address.
+//
+// What the resolvers say is kept for as long as they allow, a day at most, and that there is no such name or
+// record for five minutes at most; whoever asks the same while a question is on its way waits for that one's answer. What one guest
+// has asked another can tell by the time an answer takes, as with every resolver that is shared. When the host's resolvers change
+// all is forgotten.
 //
 // IPv6 does not leave a guest yet, so the addresses are taken out of answers to AAAA.
 // The question is asked all the same: whether there is such a name, and whether a resolver
@@ -16,7 +21,7 @@
 //
 // The files: dns.go has the Server and what it does with a message, query.go reads
 // and answers one, zone.go knows what is answered here, forward.go asks the
-// others, exchange.go is one question to one resolver, resolvconf.go finds them,
+// others, cache.go keeps what they said, exchange.go is one question to one resolver, resolvconf.go finds them,
 // names.go remembers which names a VM has the addresses from.
 package dns
 
@@ -65,6 +70,7 @@ type Server struct {
 	cfg      Config
 	resolvs  resolvers
 	names    names
+	cache    cache
 	within   time.Duration  // answersWithin
 	mu       sync.Mutex     // guards what follows
 	inFlight map[string]int // questions that wait, by VM; no entry for 0

@@ -104,6 +104,14 @@ func TestLocal(t *testing.T) {
 		{"gateway.vm.", "A", "NOERROR A=172.16.0.1"},
 		{"host.vm.", "A", "NOERROR A=172.16.0.1"},
 		{"host.vm.", "AAAA", "NOERROR"},
+		{"host.banger.vm.", "A", "NOERROR A=172.16.0.1"},
+		{"Host.Banger.VM.", "AAAA", "NOERROR"},
+		{"banger.vm.", "A", "NOERROR"},
+		{"x.banger.vm.", "A", "NXDOMAIN"},
+		{"x.host.banger.vm.", "A", "NXDOMAIN"},
+		{"host.docker.internal.", "A", "NOERROR A=172.16.0.1"},
+		{"host.docker.internal.", "AAAA", "NOERROR"},
+		{"HOST.docker.internal.", "A", "NOERROR A=172.16.0.1"},
 		{"printer.", "A", "NXDOMAIN"},
 		{"printer.", "AAAA", "NXDOMAIN"},
 		{"com.", "MX", "NXDOMAIN"},
@@ -304,8 +312,9 @@ func TestInFlightIsBounded(t *testing.T) {
 	defer cancel()
 	answers := make(chan []byte)
 	ask := func(vm string, n int) {
-		for range n {
-			go func() { answers <- s.Answer(ctx, vm, true, msg) }()
+		for i := range n { // questions that differ, or they would be one
+			own := question(t, fmt.Sprintf("%d.%s.example.com.", i, vm), "A")
+			go func() { answers <- s.Answer(ctx, vm, true, own) }()
 			<-dialled
 		}
 	}

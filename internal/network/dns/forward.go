@@ -11,18 +11,31 @@ import (
 // errNoResolver says that the host names no resolver.
 var errNoResolver = errors.New("the host has no resolver")
 
-// forward hands a question to the host's resolvers.
+// forward answers a question as the host's resolvers do: from what one said lately, or by handing it to them.
 func (s *Server) forward(ctx context.Context, vm string, q *query) []byte {
+	up := s.resolvs.inOrder()
+	key, known := q.key()
+	if known {
+		now := s.cfg.Now()
+		if a := s.cache.get(key, up.generation, now); a != nil {
+			return q.deliver(a.to(q, now))
+		}
+	}
 	if !s.acquire(vm) {
 		return q.fail(dns.RcodeServerFailure, dns.ExtendedErrorCodeOther, "too many questions wait for an answer")
 	}
 	defer s.release(vm)
-	upstreams := s.resolvs.inOrder()
-	if len(upstreams) == 0 {
+	if len(up.list) == 0 {
 		s.tell(vm, errNoResolver)
 		return q.fail(dns.RcodeServerFailure, dns.ExtendedErrorCodeNetworkError, "the host has no resolver: neither resolv.conf nor default_dns names one")
 	}
-	answer, err := s.askAll(ctx, upstreams, q)
+	var answer []byte
+	var err error
+	if known {
+		answer, err = s.askOnce(ctx, key, up, q)
+	} else {
+		answer, err = s.askAll(ctx, up.list, q)
+	}
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -30,6 +43,11 @@ func (s *Server) forward(ctx context.Context, vm string, q *query) []byte {
 	if err != nil {
 		return q.fail(dns.RcodeServerFailure, dns.ExtendedErrorCodeNoReachableAuthority, "the host's resolvers do not answer")
 	}
+	return q.deliver(answer)
+}
+
+// deliver makes a resolver's answer one for the guest.
+func (q *query) deliver(answer []byte) []byte {
 	if q.Qtype == dns.TypeAAAA && answer[3]&0xf == dns.RcodeSuccess {
 		return q.withoutAddresses(answer)
 	}

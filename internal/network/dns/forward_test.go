@@ -375,7 +375,7 @@ func TestResolvConfChanges(t *testing.T) {
 	expect := func(want ...string) {
 		t.Helper()
 		var got []string
-		for _, a := range r.inOrder() {
+		for _, a := range r.inOrder().list {
 			got = append(got, a.Addr().String())
 		}
 		if diff := cmp.Diff(want, got); diff != "" {

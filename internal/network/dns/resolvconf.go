@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -50,8 +51,16 @@ type resolvers struct {
 	looked  time.Time
 	file    stamp
 	list    []netip.AddrPort
+	changed uint64         // how often list did
 	worked  netip.AddrPort // invalid for none
 	workedT time.Time      // when it was first preferred
+}
+
+// resolversNow are the resolvers of a moment, in the order to ask them in; none where the host has none. The generation is a greater one
+// where they are others.
+type resolversNow struct {
+	list       []netip.AddrPort
+	generation uint64
 }
 
 // stamp tells one version of a file from another; the zero value is no file.
@@ -69,8 +78,8 @@ func stampOf(info fs.FileInfo) stamp {
 	return st
 }
 
-// inOrder returns the resolvers to ask, in the order to ask them in; none where the host has none.
-func (r *resolvers) inOrder() []netip.AddrPort {
+// inOrder returns the resolvers to ask.
+func (r *resolvers) inOrder() resolversNow {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.now()
@@ -89,11 +98,17 @@ func (r *resolvers) inOrder() []netip.AddrPort {
 			out = append(out, a)
 		}
 	}
-	return out
+	return resolversNow{out, r.changed}
 }
 
 // read reads the file where it has changed.
 func (r *resolvers) read() {
+	before := r.list
+	defer func() {
+		if !slices.Equal(before, r.list) {
+			r.changed++
+		}
+	}()
 	info, err := os.Stat(r.path)
 	if err != nil {
 		r.file, r.list, r.worked = stamp{}, nil, netip.AddrPort{}

@@ -12,6 +12,8 @@ import (
 const (
 	// zone is the domain of the VMs.
 	zone = "vm"
+	// hostForDocker is what programs made for Docker's desktop call the host.
+	hostForDocker = "host.docker.internal"
 	// ttl is how long a guest may keep a VM's address, in seconds: a VM may be deleted and its name be used again.
 	ttl = 10
 	// ttlFixed is that of what never changes.
@@ -27,6 +29,9 @@ func (s *Server) local(q *query) []byte {
 	labels := dns.SplitDomainName(q.name)
 	if len(labels) == 0 { // the root
 		return nil
+	}
+	if q.name == hostForDocker {
+		return q.address(s.cfg.Gateway, ttl)
 	}
 	switch labels[len(labels)-1] {
 	case zone:
@@ -56,7 +61,14 @@ func (s *Server) inZone(q *query, labels []string) []byte {
 	case 0:
 		return q.answer() // it is there, and holds nothing of its own
 	case 1:
+		if labels[0] == "banger" { // no VM has this name; host is below it
+			return q.answer()
+		}
 		return s.vm(q, labels[0])
+	case 2:
+		if labels[0] == "host" && labels[1] == "banger" {
+			return q.address(s.cfg.Gateway, ttl)
+		}
 	}
 	return q.noName()
 }
