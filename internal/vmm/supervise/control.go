@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"git.thaloco.com/thaloco/banger/api"
@@ -29,8 +28,9 @@ type controlServer struct {
 	s   *supervisor
 	log *slog.Logger
 
-	clients atomic.Int32
-	active  sync.WaitGroup
+	mu   sync.Mutex
+	open int           // guarded by mu: clients
+	none chan struct{} // guarded by mu: closed when open is 0 again; nil while nobody waits for that
 }
 
 // serve accepts clients until ln is closed.
@@ -47,28 +47,50 @@ func (c *controlServer) serve(ctx context.Context, ln *net.UnixListener) {
 			}
 			continue
 		}
-		if c.clients.Add(1) > maxControlClients || checkPeer(conn) != nil {
+		if checkPeer(conn) != nil || !c.enter() {
 			conn.Close()
-			c.clients.Add(-1)
 			continue
 		}
-		c.active.Go(func() {
-			defer c.clients.Add(-1)
+		go func() {
+			defer c.leave()
 			defer conn.Close()
 			c.client(ctx, conn)
-		})
+		}()
+	}
+}
+
+// enter counts a client in; false where there are too many.
+func (c *controlServer) enter() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.open >= maxControlClients {
+		return false
+	}
+	c.open++
+	return true
+}
+
+func (c *controlServer) leave() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.open--; c.open == 0 && c.none != nil {
+		close(c.none)
+		c.none = nil
 	}
 }
 
 // drain waits until all clients have had their answer, for at most d.
 func (c *controlServer) drain(d time.Duration) {
-	done := make(chan struct{})
-	go func() {
-		c.active.Wait()
-		close(done)
-	}()
+	c.mu.Lock()
+	if c.open == 0 {
+		c.mu.Unlock()
+		return
+	}
+	c.none = make(chan struct{})
+	none := c.none
+	c.mu.Unlock()
 	select {
-	case <-done:
+	case <-none:
 	case <-time.After(d):
 	}
 }
