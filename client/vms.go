@@ -21,6 +21,11 @@ func (c *Client) VM(ctx context.Context, name string) (api.VM, error) {
 	return call[api.VM](ctx, c, http.MethodGet, vmPath(name, ""), nil)
 }
 
+// VMStats returns the counters of a running VM.
+func (c *Client) VMStats(ctx context.Context, name string) (api.VMStats, error) {
+	return call[api.VMStats](ctx, c, http.MethodGet, vmPath(name, "/stats"), nil)
+}
+
 // CreateVM makes a VM, and starts it where req says so. The operation's result is an api.VM, its
 // target the VM's name.
 func (c *Client) CreateVM(ctx context.Context, req api.CreateVM) (api.Operation, error) {

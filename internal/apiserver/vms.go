@@ -36,6 +36,10 @@ func (s *Server) showVM(ctx context.Context, in *ByName) (*reply[api.VM], error)
 	return answer(s.cfg.VMs.VM(ctx, in.Name))
 }
 
+func (s *Server) vmStats(ctx context.Context, in *ByName) (*reply[api.VMStats], error) {
+	return answer(s.cfg.VMs.Stats(ctx, in.Name))
+}
+
 func (s *Server) createVM(ctx context.Context, in *struct{ Body api.CreateVM }) (*reply[api.Operation], error) {
 	if err := s.cfg.VMs.CheckCreate(ctx, in.Body); err != nil {
 		return nil, err

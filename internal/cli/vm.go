@@ -22,6 +22,7 @@ type vmFlags struct {
 	cpus                      int
 	env, envFiles             []string
 	publish                   []string
+	hostPorts                 []uint
 }
 
 func (f *vmFlags) register(a *App, cmd *cobra.Command) {
@@ -34,8 +35,9 @@ func (f *vmFlags) register(a *App, cmd *cobra.Command) {
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "environment of every command in the VM, as `KEY=VALUE`; KEY alone takes the value of this environment")
 	fl.StringArrayVar(&f.envFiles, "env-file", nil, "`file` of such lines; # starts a comment")
 	fl.StringArrayVarP(&f.publish, "publish", "p", nil, "a port of this host that leads to one of the VM: [HOSTIP:]HOST:GUEST[/udp], HOST 0 for one that is free, as `SPEC`; may be repeated")
+	fl.UintSliceVar(&f.hostPorts, "host-port", nil, "`port` of this host's 127.0.0.1 that the VM reaches as host.banger.vm, by TCP and UDP; may be repeated")
 	_ = cmd.RegisterFlagCompletionFunc("image", a.completeImages(0, false)) // fails only for an unknown flag
-	for _, name := range []string{"name", "cpus", "memory", "disk", "env", "publish"} {
+	for _, name := range []string{"name", "cpus", "memory", "disk", "env", "publish", "host-port"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
 	}
 }
@@ -53,7 +55,23 @@ func (f *vmFlags) request(a *App) (api.CreateVM, error) {
 	if err != nil {
 		return api.CreateVM{}, err
 	}
-	return api.CreateVM{Name: f.name, Forwards: forwards, Image: f.image, CPUs: f.cpus, Memory: f.memory, Disk: f.disk, Env: env}, nil
+	ports, err := hostPorts(f.hostPorts)
+	if err != nil {
+		return api.CreateVM{}, err
+	}
+	return api.CreateVM{Name: f.name, Forwards: forwards, HostPorts: ports, Image: f.image, CPUs: f.cpus, Memory: f.memory, Disk: f.disk, Env: env}, nil
+}
+
+// hostPorts are the ports of --host-port. What the daemon says of a port is left to it.
+func hostPorts(flags []uint) ([]uint16, error) {
+	var out []uint16
+	for _, p := range flags {
+		if p > 65535 {
+			return nil, usagef("--host-port 5432", "--host-port is %d, not a port from 1 to 65535", p)
+		}
+		out = append(out, uint16(p))
+	}
+	return out, nil
 }
 
 // environment is the KEY=VALUE list of flags and files, files first; of several values of a key the

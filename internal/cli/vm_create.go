@@ -26,7 +26,8 @@ func newVMCreate(a *App) *cobra.Command {
 		Example: `  banger vm create --name testbox
   banger vm create --image debian-bookworm --name testbox --no-start
   banger vm create --name web --cpus 2 --memory 1GiB --disk 30GiB -e KEY=VALUE
-  banger vm create --name web -p 8080:80 -p 0:3000`,
+  banger vm create --name web -p 8080:80 -p 0:3000
+  banger vm create --name app --host-port 5432`,
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {

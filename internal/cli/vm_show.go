@@ -71,6 +71,7 @@ func vmFields(vm api.VM) []field {
 		{"state", stateText(vm)},
 		{"address", addressText(vm)},
 		{"forwards", forwardLines(vm)},
+		{"host ports", hostPortsText(vm)},
 		{"boot", string(vm.Mark)},
 		{"engine", strings.TrimRight(vm.Engine+"/"+vm.Accel, "/")},
 		{"image", vm.Image},
@@ -88,6 +89,15 @@ func vmFields(vm api.VM) []field {
 		{"vmm pid", numberOrDash(vm.VMMPID)},
 		{"supervisor pid", numberOrDash(vm.SupervisorPID)},
 	}
+}
+
+// hostPortsText is the ports of the host that a VM was let through to.
+func hostPortsText(vm api.VM) string {
+	var out []string
+	for _, p := range vm.HostPorts {
+		out = append(out, strconv.Itoa(int(p)))
+	}
+	return strings.Join(out, " ")
 }
 
 func yesNo(b bool) string {

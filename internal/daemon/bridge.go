@@ -160,6 +160,9 @@ func (n *network) at(a netip.Addr) (id string, ok bool) {
 
 // mayReach tells whether a VM is let through to a port of the host's loopback.
 func (n *network) mayReach(id string, port uint16) bool {
+	if n.isOwn(port) {
+		return false
+	}
 	if slices.Contains(n.hostPorts, port) {
 		return true
 	}

@@ -148,6 +148,7 @@ func (d *Daemon) wire() error {
 		return err
 	}
 	d.web = openWeb(d.settings.WebListenAddr, d.log)
+	d.network.web.Store(uint32(d.web.port()))
 	d.vms = vm.New(vm.Config{Records: d.db, Supplies: sup, Engine: sup.engine, Network: d.network,
 		Defaults: vm.Defaults{Image: d.settings.DefaultImageName, CPUs: d.settings.CPUs,
 			MemoryBytes: defMem, DiskBytes: defDisk},

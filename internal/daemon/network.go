@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -45,6 +46,8 @@ type network struct {
 	user *user.Network
 	// bridge is nil in user mode.
 	bridge *onBridge
+	// web is the daemon's own web port, 0 for none: it takes who connects from this host for the user.
+	web    atomic.Uint32
 	warned atomic.Bool
 }
 
@@ -56,7 +59,7 @@ func newNetwork(settings config.Config, db *store.Store, log *slog.Logger) (*net
 	}
 	n.dns = dns.New(dns.Config{Gateway: n.gateway, CIDR: n.cidr, Lookup: n.lookup, Reverse: n.reverse,
 		Upstreams: settings.DefaultDNS, Log: log})
-	n.user, err = user.New(user.Config{CIDR: n.cidr, Gateway: n.gateway, Policy: policy, DNS: n.dns, Names: n.dns.NamesOf, Log: log})
+	n.user, err = user.New(user.Config{CIDR: n.cidr, Gateway: n.gateway, Policy: policy, DNS: n.dns, Allow: n.allow, Names: n.dns.NamesOf, Log: log})
 	if err != nil {
 		return nil, err
 	}
@@ -72,6 +75,20 @@ func (n *network) begin(ctx context.Context) {
 		n.bridge.begin(ctx)
 	}
 }
+
+// errOwnPort is why a VM does not get to a port of the host that it was let through to.
+var errOwnPort = errors.New("banger's own web port")
+
+// allow refuses a flow of a VM in user mode before anything of the host is asked.
+func (n *network) allow(f user.Flow) error {
+	if f.Dst.Addr() == n.gateway && n.isOwn(f.Dst.Port()) {
+		return errOwnPort
+	}
+	return nil
+}
+
+// isOwn tells whether a port of the host's loopback is the daemon's, and no VM's business.
+func (n *network) isOwn(port uint16) bool { return port != 0 && uint32(port) == n.web.Load() }
 
 // lookup finds the address of a VM. One it had under an earlier configuration, and has until it is started again, is a
 // stranger's by now.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/config"
 	"git.thaloco.com/thaloco/banger/internal/network/nettest"
+	"git.thaloco.com/thaloco/banger/internal/network/user"
 	"git.thaloco.com/thaloco/banger/internal/store"
 	"git.thaloco.com/thaloco/banger/internal/vm"
 )
@@ -39,7 +41,7 @@ func (l *silence) Close() error {
 }
 
 // networkOf makes the network of a configuration over a database with VMs of these names.
-func networkOf(t *testing.T, db *store.Store, cidr, gateway string) *network {
+func networkOf(t testing.TB, db *store.Store, cidr, gateway string) *network {
 	t.Helper()
 	settings := config.Default()
 	settings.CIDR, settings.BridgeIP = netip.MustParsePrefix(cidr), netip.MustParseAddr(gateway)
@@ -51,7 +53,7 @@ func networkOf(t *testing.T, db *store.Store, cidr, gateway string) *network {
 	return n
 }
 
-func vmsDB(t *testing.T, names ...string) *store.Store {
+func vmsDB(t testing.TB, names ...string) *store.Store {
 	t.Helper()
 	db, err := store.Open(t.Context(), t.TempDir()+"/banger.db")
 	if err != nil {
@@ -173,4 +175,95 @@ func TestOverlappingNetwork(t *testing.T) {
 			t.Errorf("a network of its own gives %q", got)
 		}
 	})
+}
+
+// Names follow what happens to VMs at once, though the database is not asked each time.
+func TestNamesFollowTheVMs(t *testing.T) {
+	db := vmsDB(t, "a", "b")
+	n := networkOf(t, db, "172.16.0.0/24", "172.16.0.1")
+	want := func(name, want string) {
+		t.Helper()
+		if got := n.ask(t, name); got != want {
+			t.Errorf("%s is %s, want %s", name, got, want)
+		}
+	}
+	want("a.vm.", "NXDOMAIN")
+	for _, name := range []string{"a", "b"} {
+		if _, err := n.Lease(t.Context(), "id-"+name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want("a.vm.", "172.16.0.2")
+	want("b.vm.", "172.16.0.3")
+	if _, err := db.UpdateVM(t.Context(), "id-a", func(v *store.VM) error { v.Name = "c"; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	want("a.vm.", "NXDOMAIN")
+	want("c.vm.", "172.16.0.2")
+	if name, ok := n.reverse(netip.MustParseAddr("172.16.0.2")); !ok || name != "c" {
+		t.Errorf("172.16.0.2 is %q", name)
+	}
+	if err := db.DeleteVM(t.Context(), "id-a"); err != nil {
+		t.Fatal(err)
+	}
+	want("c.vm.", "NXDOMAIN")
+	want("b.vm.", "172.16.0.3")
+	if name, ok := n.reverse(netip.MustParseAddr("172.16.0.2")); ok {
+		t.Errorf("172.16.0.2 is %q, which was deleted", name)
+	}
+}
+
+// The daemon's own web port, which takes who connects from this host for the user, is let through to no VM.
+func TestOwnPortIsNoHostPort(t *testing.T) {
+	db := vmsDB(t, "a")
+	if _, err := db.UpdateVM(t.Context(), "id-a", func(v *store.VM) error { v.HostPorts = []uint16{80, 7777}; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	n := networkOf(t, db, "172.16.0.0/24", "172.16.0.1")
+	n.web.Store(7777)
+	for port, may := range map[uint16]bool{80: true, 7777: false, 81: false} {
+		if got := n.mayReach("id-a", port); got != may {
+			t.Errorf("port %d on the bridge: %v", port, got)
+		}
+		err := n.allow(user.Flow{VM: "id-a", Proto: "tcp", Dst: netip.AddrPortFrom(n.gateway, port)})
+		if (err == nil) != (port != 7777) { // the ports it was not given are refused before
+			t.Errorf("port %d: %v", port, err)
+		}
+	}
+	if err := n.allow(user.Flow{Proto: "tcp", Dst: netip.MustParseAddrPort("203.0.113.9:7777")}); err != nil {
+		t.Errorf("that port of another host: %v", err)
+	}
+}
+
+// BenchmarkDNS answers for the names and addresses of VMs, which the database has.
+func BenchmarkDNS(b *testing.B) {
+	names := make([]string, 100)
+	for i := range names {
+		names[i] = "vm" + strconv.Itoa(i)
+	}
+	db := vmsDB(b, names...)
+	n := networkOf(b, db, "172.16.0.0/24", "172.16.0.1")
+	for _, name := range names {
+		if _, err := n.Lease(b.Context(), "id-"+name); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for what, m := range map[string]*dns.Msg{
+		"name":    new(dns.Msg).SetQuestion("vm7.vm.", dns.TypeA),
+		"unknown": new(dns.Msg).SetQuestion("nope.vm.", dns.TypeA),
+		"address": new(dns.Msg).SetQuestion("9.0.16.172.in-addr.arpa.", dns.TypePTR),
+	} {
+		b.Run(what, func(b *testing.B) {
+			q, err := m.Pack()
+			if err != nil {
+				b.Fatal(err)
+			}
+			for b.Loop() {
+				if n.dns.Answer(b.Context(), "id-vm1", true, q) == nil {
+					b.Fatal("no answer")
+				}
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "answers/s")
+		})
+	}
 }

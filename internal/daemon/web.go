@@ -43,6 +43,14 @@ func openWeb(configured string, log *slog.Logger) *web {
 	return w
 }
 
+// port is the web port; 0 where there is none.
+func (w *web) port() uint16 {
+	if len(w.lns) == 0 {
+		return 0
+	}
+	return uint16(w.lns[0].Addr().(*net.TCPAddr).Port)
+}
+
 // bindWeb listens at host:port, or where that is not to be had at one of the ports that follow, or at any. The first listener is at the
 // configured host.
 func bindWeb(configured string) (lns []net.Listener, warning string) {
