@@ -21,6 +21,11 @@ func (c *Client) VM(ctx context.Context, name string) (api.VM, error) {
 	return call[api.VM](ctx, c, http.MethodGet, vmPath(name, ""), nil)
 }
 
+// VMPorts returns what listens in a running VM, and how it is reached from the host.
+func (c *Client) VMPorts(ctx context.Context, name string) ([]api.GuestPort, error) {
+	return call[[]api.GuestPort](ctx, c, http.MethodGet, vmPath(name, "/ports"), nil)
+}
+
 // VMStats returns the counters of a running VM.
 func (c *Client) VMStats(ctx context.Context, name string) (api.VMStats, error) {
 	return call[api.VMStats](ctx, c, http.MethodGet, vmPath(name, "/stats"), nil)

@@ -15,6 +15,7 @@ type VMs interface {
 	List(ctx context.Context) ([]api.VM, error)
 	VM(ctx context.Context, name string) (api.VM, error)
 	Stats(ctx context.Context, name string) (api.VMStats, error)
+	Ports(ctx context.Context, name string) ([]api.GuestPort, error)
 	CheckCreate(ctx context.Context, req api.CreateVM) error
 	Create(ctx context.Context, req api.CreateVM, rep progress.Reporter) (api.VM, error)
 	Start(ctx context.Context, name string, want api.Mark, rep progress.Reporter) (api.VM, error)

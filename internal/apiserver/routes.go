@@ -59,6 +59,7 @@ func (s *Server) routes(mux *http.ServeMux) {
 	register(h, get, "/v1/vms", ok, "vm-list", s.listVMs)
 	register(h, post, "/v1/vms", accepted, "vm-create", s.createVM)
 	register(h, get, "/v1/vms/{name}", ok, "vm-show", s.showVM)
+	register(h, get, "/v1/vms/{name}/ports", ok, "vm-ports", s.vmPorts)
 	register(h, get, "/v1/vms/{name}/stats", ok, "vm-stats", s.vmStats)
 	register(h, post, "/v1/vms/{name}/start", accepted, "vm-start", s.startVM)
 	register(h, post, "/v1/vms/{name}/stop", accepted, "vm-stop", s.stopVM)

@@ -36,6 +36,10 @@ func (s *Server) showVM(ctx context.Context, in *ByName) (*reply[api.VM], error)
 	return answer(s.cfg.VMs.VM(ctx, in.Name))
 }
 
+func (s *Server) vmPorts(ctx context.Context, in *ByName) (*reply[[]api.GuestPort], error) {
+	return answer(s.cfg.VMs.Ports(ctx, in.Name))
+}
+
 func (s *Server) vmStats(ctx context.Context, in *ByName) (*reply[api.VMStats], error) {
 	return answer(s.cfg.VMs.Stats(ctx, in.Name))
 }

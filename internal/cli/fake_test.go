@@ -147,6 +147,7 @@ func (d *fakeDaemon) handler() http.Handler {
 	d.vmRoutes(handle)
 	d.forwardRoutes(handle)
 	d.statsRoutes(handle)
+	d.portsRoutes(handle)
 	d.storeRoutes(handle)
 	handle("PUT /v1/vms/{name}/files", d.putFiles)
 	mux.HandleFunc("GET /v1/operations/{id}/events", d.operationEvents)

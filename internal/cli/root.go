@@ -55,7 +55,7 @@ func newRoot(a *App) *cobra.Command {
 	root.AddCommand(
 		group(groupMain, "vm", "Make, run and look after VMs",
 			newVMRun(a), newVMCreate(a), newVMStart(a), newVMStop(a), newVMRestart(a), newVMKill(a),
-			newVMDelete(a), newVMList(a), newVMShow(a), newVMExec(a), newVMSSH(a), newVMCp(a), newVMForward(a), newVMStats(a), newVMLogs(a)),
+			newVMDelete(a), newVMList(a), newVMShow(a), newVMExec(a), newVMSSH(a), newVMCp(a), newVMForward(a), newVMPorts(a), newVMStats(a), newVMLogs(a)),
 		group(groupStore, "image", "Get and look after images",
 			newImageList(a), newImageShow(a), newImagePull(a), newImageDelete(a)),
 		group(groupStore, "kernel", "Get and look after kernels",
