@@ -197,9 +197,10 @@ func (c *Client) checkVersion(h http.Header) error {
 // replyError reads the error out of an answer and closes its body.
 func replyError(resp *http.Response) error {
 	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	// A connection that breaks behind the error, as one may whose request was still being sent, does not take it away.
+	data, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	var reply api.ErrorReply
-	if err == nil && json.Unmarshal(data, &reply) == nil && reply.Error != nil && reply.Error.Message != "" {
+	if json.Unmarshal(data, &reply) == nil && reply.Error != nil && reply.Error.Message != "" {
 		return reply.Error
 	}
 	return api.Errorf(api.KindInternal, "the daemon answered %s %s with %s", resp.Request.Method, resp.Request.URL.Path, resp.Status)
