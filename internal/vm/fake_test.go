@@ -3,6 +3,7 @@ package vm
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/guest/guestapi"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/progress"
@@ -181,6 +183,14 @@ func (m *fakeMachine) Dial(_ context.Context, port uint32) (net.Conn, error) {
 			defer m.end(vmm.EndPoweroff)
 		}
 		w.WriteHeader(http.StatusNoContent)
+	})
+	mux.HandleFunc("GET /v1/stats", func(w http.ResponseWriter, r *http.Request) {
+		if m.engine.deaf {
+			<-r.Context().Done()
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(guestapi.Stats{CPUs: 3, UptimeSeconds: 7, CPU: guestapi.CPUTimes{User: 2, System: 1, Idle: 9}, Disk: guestapi.Disk{TotalBytes: 10, FreeBytes: 4}})
 	})
 	mux.HandleFunc("POST /v1/end", func(w http.ResponseWriter, _ *http.Request) {
 		if m.engine.stubborn {

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"reflect"
@@ -158,5 +159,19 @@ func TestStats(t *testing.T) {
 	got, err := w.svc.Stats(t.Context(), "a")
 	if err != nil || got.ID != a.ID || got.Name != "a" || got.Network == nil || got.Network.SentBytes != 42 {
 		t.Errorf("%+v, %v", got, err)
+	}
+	want := &api.GuestStats{CPUs: 3, UptimeSeconds: 7, BusySeconds: 3, DiskTotalBytes: 10, DiskFreeBytes: 4}
+	if !reflect.DeepEqual(got.Guest, want) {
+		t.Errorf("the guest is %+v, want %+v", got.Guest, want)
+	}
+	// A guest that does not answer is left out, and who asks need not wait for it.
+	w.engine.deaf = true
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := w.svc.Stats(ctx, "a"); !errors.Is(err, context.Canceled) {
+		t.Errorf("given up: %v", err)
+	}
+	if got, err = w.svc.Stats(t.Context(), "a"); err != nil || got.Guest != nil || got.Network == nil {
+		t.Errorf("of a deaf guest: %+v, %v", got, err)
 	}
 }

@@ -3,6 +3,7 @@ package user
 import (
 	"context"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"runtime"
@@ -11,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"git.thaloco.com/thaloco/banger/internal/network/dns"
 	"git.thaloco.com/thaloco/banger/internal/network/nettest"
 )
 
@@ -68,6 +70,103 @@ func BenchmarkToGuest(b *testing.B) {
 		}
 	}
 	report(b, start, port)
+}
+
+// BenchmarkNeighbours sends from the kernel of a guest to that of another and, in turns, to a socket of the host: what matters is how
+// the two compare.
+func BenchmarkNeighbours(b *testing.B) {
+	n, _ := benchNetwork(b, acknowledge)
+	g, _ := linuxGuest(b, n, 1)
+	other, _ := linuxGuest(b, n, 2)
+	at := netip.AddrPortFrom(testVM(2).Addr, 80)
+	other.Do(b, func() error {
+		l, err := net.Listen("tcp", at.String())
+		if err != nil {
+			return err
+		}
+		b.Cleanup(func() { _ = l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go acknowledge(c.(*net.TCPConn))
+			}
+		}()
+		return nil
+	})
+	ways := [2]net.Conn{mustDialIn(b, g, "tcp", at), mustDialIn(b, g, "tcp", netip.MustParseAddrPort("203.0.113.5:80"))}
+	var took [2]time.Duration
+	block := make([]byte, bulkTurn)
+	send := func(c net.Conn) {
+		if _, err := c.Write(block); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, block[:1]); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for _, c := range ways {
+		_ = c.SetDeadline(time.Time{})
+		send(c) // windows open
+	}
+	for b.Loop() {
+		for i, c := range ways {
+			start := time.Now()
+			send(c)
+			took[i] += time.Since(start)
+		}
+	}
+	rate := func(i int) float64 { return float64(b.N) * bulkTurn / 1e6 / took[i].Seconds() }
+	b.ReportMetric(rate(0), "guest-guest-MB/s")
+	b.ReportMetric(rate(1), "guest-host-MB/s")
+	b.ReportMetric(rate(0)/rate(1), "ratio")
+}
+
+// bulkTurn is how much goes one way before it is the other's turn, in bytes.
+const bulkTurn = 32 << 20
+
+// acknowledge answers every bulkTurn bytes with one.
+func acknowledge(c *net.TCPConn) {
+	defer c.Close()
+	for buf := make([]byte, bulkBlock); ; {
+		for left := bulkTurn; left > 0; {
+			n, err := c.Read(buf)
+			if err != nil {
+				return
+			}
+			left -= n
+		}
+		if _, err := c.Write(buf[:1]); err != nil {
+			return
+		}
+	}
+}
+
+// BenchmarkDNS has a guest ask for VMs, as many questions at a time as are answered at once.
+func BenchmarkDNS(b *testing.B) {
+	addr := testVM(7).Addr
+	server := dns.New(dns.Config{Gateway: testGateway, CIDR: testCIDR, Log: slog.New(slog.DiscardHandler),
+		Lookup:  func(name string) (netip.Addr, bool) { return addr, name == "vm7" },
+		Reverse: func(a netip.Addr) (string, bool) { return "vm7", a == addr }})
+	n := newNetwork(b, &outside{}, func(c *Config) { c.DNS = server })
+	link, port := attach(b, n, 1)
+	q := []byte("\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x03vm7\x02vm\x00\x00\x01\x00\x01")
+	frame := ipFrame(gatewayMAC, mac(1), testVM(1).Addr, testGateway, 17, udpTo(4000, dnsPort, q))
+	for range maxDNS / 2 {
+		link.inject(b, frame)
+	}
+	for b.Loop() {
+		if f := expect(b, link); len(f) < 14+20+8+len(q)+4 || [4]byte(f[len(f)-4:]) != addr.As4() {
+			b.Fatalf("the answer is %x", f)
+		}
+		link.inject(b, frame)
+	}
+	if s := port.Stats(); s.Refused > 0 {
+		b.Errorf("%d questions were not answered", s.Refused)
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "answers/s")
 }
 
 // report adds the frames that were lost, and what a GB cost the machine: unlike its speed, that depends little on who else

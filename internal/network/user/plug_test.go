@@ -3,6 +3,7 @@ package user
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -35,7 +36,7 @@ func TestConnectionsSurviveANewLink(t *testing.T) {
 	for next := size / 8; ; {
 		k, err := c.Read(buf)
 		got = append(got, buf[:k]...)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
@@ -175,7 +176,7 @@ func TestAfterADaemonRestart(t *testing.T) {
 	if _, err := c.Write([]byte("x")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Read(buf); err == nil || err == io.EOF || isTimeout(err) {
+	if _, err := c.Read(buf); err == nil || errors.Is(err, io.EOF) || isTimeout(err) {
 		t.Errorf("the guest reads %v, want a reset", err)
 	}
 	// Any segment but one that begins a connection, to any port that may be connected to.
@@ -195,8 +196,8 @@ func TestAfterADaemonRestart(t *testing.T) {
 }
 
 func isTimeout(err error) bool {
-	e, ok := err.(net.Error)
-	return ok && e.Timeout()
+	var e net.Error
+	return errors.As(err, &e) && e.Timeout()
 }
 
 // TestHostPorts: a guest reaches the ports of the host's loopback it was given at the gateway, and no others; its neighbour none.
