@@ -61,7 +61,8 @@ lint:
 ## bench: the figures of docs/BENCHMARKS.md, as ratios in one run
 bench:
 	./scripts/host-packages bench
-	$(GO) test -run '^$$' -bench . -benchtime 3s ./internal/network/user
+	$(GO) test -run '^$$' -bench . -benchtime 3s ./internal/network/user ./internal/network/tap ./internal/forward ./internal/preview
+	$(GO) test -run '^$$' -bench DNS -benchtime 3s ./internal/daemon
 	$(GO) test -tags 'e2e bench' -count=1 -timeout 60m -run '^$$' -bench . -benchtime 1x ./e2e/...
 
 clean:

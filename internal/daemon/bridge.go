@@ -55,6 +55,15 @@ func (b *onBridge) begin(ctx context.Context) {
 		e := api.AsError(err)
 		b.log.Warn("bridge mode", "err", err, "hint", e.Hint)
 	}
+	recs, err := b.net.db.VMs(ctx)
+	if err != nil {
+		b.log.Error("bridge mode", "err", err)
+	}
+	for _, r := range recs {
+		if r.TAP != "" {
+			b.putOn(r.ID, r.TAP) // what one that runs is counted from
+		}
+	}
 }
 
 // ready sees to it that a VM can be put on the bridge. Where setUp is true, a daemon with the privilege sets up the host.
