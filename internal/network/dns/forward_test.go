@@ -27,13 +27,29 @@ func (u *upstream) count() int { return int(u.udp.Load() + u.tcp.Load()) }
 // startUpstream starts a resolver that answers with what handle makes of a question; nil is silence.
 func startUpstream(t testing.TB, handle func(network string, q *dns.Msg) []byte) *upstream {
 	t.Helper()
-	u := startUDP(t, handle)
-	l, err := net.Listen("tcp", u.addr.String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	l, pc := listenBoth(t)
+	u := startOn(t, pc, handle)
 	serve(t, &dns.Server{Listener: l, Handler: u.handler("tcp", &u.tcp, handle)})
 	return u
+}
+
+// listenBoth listens at one port by TCP and UDP. What is free for the one may be taken for the other.
+func listenBoth(t testing.TB) (net.Listener, net.PacketConn) {
+	t.Helper()
+	var err error
+	for range 100 {
+		l, tcpErr := net.Listen("tcp", "127.0.0.1:0")
+		if tcpErr != nil {
+			t.Fatal(tcpErr)
+		}
+		var pc net.PacketConn
+		if pc, err = net.ListenPacket("udp", l.Addr().String()); err == nil {
+			return l, pc
+		}
+		_ = l.Close()
+	}
+	t.Fatal(err)
+	return nil, nil
 }
 
 // startUDP starts one that refuses TCP.
@@ -43,6 +59,11 @@ func startUDP(t testing.TB, handle func(network string, q *dns.Msg) []byte) *ups
 	if err != nil {
 		t.Fatal(err)
 	}
+	return startOn(t, pc, handle)
+}
+
+func startOn(t testing.TB, pc net.PacketConn, handle func(network string, q *dns.Msg) []byte) *upstream {
+	t.Helper()
 	u := &upstream{addr: pc.LocalAddr().(*net.UDPAddr).AddrPort()}
 	serve(t, &dns.Server{PacketConn: pc, Handler: u.handler("udp", &u.udp, handle)})
 	return u
