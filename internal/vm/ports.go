@@ -32,6 +32,26 @@ const (
 // or whose guest boots, is waited for until ctx ends. The connection is a tunnel.Conn. The error is an *api.Error, with vmm.ErrRefused in its chain
 // where nobody listens on that port.
 func (s *Service) DialPort(ctx context.Context, nameOrID, network string, port uint16) (net.Conn, error) {
+	return s.dialGuest(ctx, nameOrID, network, port, func(ctx context.Context, stream net.Conn) (*tunnel.Conn, error) {
+		return tunnel.Open(ctx, stream, network, port)
+	})
+}
+
+// beginPort is DialPort for one who has something to write, or can do nothing else than read: that nobody listens may be known only then, if
+// the network is TCP.
+func (s *Service) beginPort(ctx context.Context, nameOrID, network string, port uint16) (net.Conn, error) {
+	if network != api.TCP {
+		return s.DialPort(ctx, nameOrID, network, port)
+	}
+	return s.dialGuest(ctx, nameOrID, network, port, func(ctx context.Context, stream net.Conn) (*tunnel.Conn, error) {
+		return tunnel.Begin(ctx, stream, port)
+	})
+}
+
+// dialGuest makes a stream to a VM's agent and a connection to a port of its guest of that.
+func (s *Service) dialGuest(ctx context.Context, nameOrID, network string, port uint16,
+	open func(context.Context, net.Conn) (*tunnel.Conn, error),
+) (net.Conn, error) {
 	if network != api.TCP && network != api.UDP || port == 0 {
 		return nil, api.Errorf(api.KindInvalid, "there is no port %d of %q in a VM", port, network)
 	}
@@ -52,7 +72,7 @@ func (s *Service) DialPort(ctx context.Context, nameOrID, network string, port u
 		return nil, noPort(rec, port, err)
 	}
 	l.carries.Store(true)
-	conn, err := tunnel.Open(ctx, stream, network, port)
+	conn, err := open(ctx, stream)
 	switch {
 	case errors.Is(err, tunnel.ErrRefused):
 		return nil, api.Errorf(api.KindUnavailable, "nobody listens on %s port %d of vm %q: %w", network, port, rec.Name, vmm.ErrRefused).

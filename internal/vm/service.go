@@ -77,7 +77,7 @@ type Service struct {
 	knownHosts sync.Mutex // held while the file of known hosts is brought up to date
 
 	forwards *forward.Service
-	// dialPort connects forwards with guests: DialPort, but for tests.
+	// dialPort connects forwards with guests: beginPort, but for tests.
 	dialPort   func(ctx context.Context, nameOrID, network string, port uint16) (net.Conn, error)
 	forwarding sync.Mutex // held while recorded forwards and listeners are brought together
 }
@@ -100,7 +100,7 @@ func New(cfg Config) *Service {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Service{cfg: cfg, ctx: ctx, cancel: cancel, forwards: forward.New(forward.Config{Log: cfg.Log}),
 		locks: map[string]chan struct{}{}, live: map[string]*live{}, subs: map[chan api.Event]struct{}{}}
-	s.dialPort = s.DialPort
+	s.dialPort = s.beginPort
 	return s
 }
 

@@ -35,6 +35,9 @@ type Conn struct {
 	have   int   // bytes of the header
 	left   int   // bytes of the frame that were not read yet
 	rerr   error // what every further Read returns
+	// unanswered: what comes first is the answer to the dial, which late does not wait for longer.
+	unanswered bool
+	late       *time.Timer
 
 	wmu  sync.Mutex // guards what follows
 	werr error      // what every further Write returns
@@ -121,6 +124,19 @@ func (c *Conn) skip() error {
 func (c *Conn) nextFrame() (int, error) {
 	if c.rerr != nil {
 		return 0, c.rerr
+	}
+	if c.unanswered {
+		err := answered(c.stream)
+		c.late.Stop()
+		c.unanswered = false
+		if err != nil {
+			c.reset.Store(true)
+			if errors.Is(err, io.EOF) {
+				err = syscall.ECONNRESET // no end of the connection's
+			}
+			c.rerr = c.failed("dial", err)
+			return 0, c.rerr
+		}
 	}
 	for c.have < headerLen {
 		n, err := c.stream.Read(c.header[c.have:])
@@ -242,6 +258,9 @@ func (c *Conn) CloseWrite() error {
 
 // Close implements net.Conn.
 func (c *Conn) Close() error {
+	if c.late != nil {
+		c.late.Stop()
+	}
 	if c.closed.Swap(true) {
 		return c.failed("close", net.ErrClosed)
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"net"
 	"net/netip"
 	"slices"
@@ -93,32 +94,39 @@ func (s *Server) dial(ctx context.Context, d wire.Dial, full bool) (net.Conn, er
 		if err != nil {
 			return nil, err
 		}
-		return dialFirst(ctx, UDP, udpTargets(listeners, d.Port))
+		return dialFirst(ctx, UDP, slices.Values(udpTargets(listeners, d.Port)))
 	}
 	return nil, fmt.Errorf("network %q is not known to this agent", d.Network)
 }
 
-// targets are where something may listen on a TCP port, in the order they are tried.
-func (s *Server) targets(port uint16) []netip.AddrPort {
-	own := s.Addresses
-	if own == nil {
-		own = interfaceAddresses
-	}
-	v4, v6 := []netip.Addr{loopback4}, []netip.Addr{loopback6}
-	for _, a := range own() {
-		switch {
-		case a.IsLoopback():
-		case a.Is4() && len(v4) <= maxAddresses:
-			v4 = append(v4, a)
-		case a.Is6() && len(v6) <= maxAddresses:
-			v6 = append(v6, a)
+// targets are where something may listen on a TCP port, in the order they are tried. Nearly all do at the first: to find out about the
+// others takes longer than to connect.
+func (s *Server) targets(port uint16) iter.Seq[netip.AddrPort] {
+	return func(yield func(netip.AddrPort) bool) {
+		if !yield(netip.AddrPortFrom(loopback4, port)) {
+			return
+		}
+		own := s.Addresses
+		if own == nil {
+			own = interfaceAddresses
+		}
+		var v4 []netip.Addr
+		v6 := []netip.Addr{loopback6}
+		for _, a := range own() {
+			switch {
+			case a.IsLoopback():
+			case a.Is4() && len(v4) < maxAddresses:
+				v4 = append(v4, a)
+			case a.Is6() && len(v6) <= maxAddresses:
+				v6 = append(v6, a)
+			}
+		}
+		for _, a := range slices.Concat(v4, v6) {
+			if !yield(netip.AddrPortFrom(a, port)) {
+				return
+			}
 		}
 	}
-	var out []netip.AddrPort
-	for _, a := range slices.Concat(v4, v6) {
-		out = append(out, netip.AddrPortFrom(a, port))
-	}
-	return out
 }
 
 // interfaceAddresses are all addresses this machine has; those that are not without their link have it as zone.
@@ -183,11 +191,17 @@ func udpTargets(listeners []netip.AddrPort, port uint16) []netip.AddrPort {
 }
 
 // dialFirst connects to the first of targets that takes the connection. ErrRefused says that none of them did, and none failed in another way.
-func dialFirst(ctx context.Context, network string, targets []netip.AddrPort) (net.Conn, error) {
+func dialFirst(ctx context.Context, network string, targets iter.Seq[netip.AddrPort]) (net.Conn, error) {
 	d := net.Dialer{Timeout: dialTimeout, KeepAlive: -1} // who is in the same machine does not vanish
 	var failed error
-	for _, to := range targets {
-		conn, err := d.DialContext(ctx, network, to.String())
+	for to := range targets {
+		conn, err := net.Conn(nil), errLater
+		if network == TCP && to.Addr() == loopback4 {
+			conn, err = dialLoopback(to)
+		}
+		if errors.Is(err, errLater) {
+			conn, err = d.DialContext(ctx, network, to.String())
+		}
 		if err == nil {
 			return conn, nil
 		}

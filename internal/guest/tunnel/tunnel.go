@@ -8,7 +8,7 @@
 // The host closes the stream. The guest does so first only where its connection was reset or its UDP socket is of no use any more: what it
 // wrote last might not arrive otherwise.
 //
-// open.go and conn.go are the host's end, for which the guest is hostile; server.go and join.go the guest's. A tunnel on which nothing moves holds
+// open.go and conn.go are the host's end, for which the guest is hostile; server.go, loopback.go and join.go the guest's. A tunnel on which nothing moves holds
 // no buffer.
 package tunnel
 
