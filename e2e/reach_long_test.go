@@ -1,0 +1,53 @@
+//go:build e2e && long
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"testing"
+	"time"
+
+	"git.thaloco.com/thaloco/banger/api"
+)
+
+// TestLongReach moves SIZE MiB, 1024 of them unless told otherwise, each way by every way from the host to a server in a VM, and compares what
+// came with its hash: in user mode through a forward and the web port, in bridge mode to the VM's address as well.
+func TestLongReach(t *testing.T) {
+	size := int64(envNumber(t, "SIZE", 1024)) << 20
+	ways := func(t *testing.T, h *host, vm string, direct string, in func(f func() error) error) {
+		web := decode[api.DaemonStatus](t, h.ok("daemon", "status", "-o", "json")).WebAddress
+		to := map[string]string{"forward": h.forward(vm, "0:8080"), "web port": web}
+		if direct != "" {
+			to["address"] = direct
+		}
+		for way, address := range to {
+			client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (conn net.Conn, err error) {
+				err = in(func() error {
+					conn, err = (&net.Dialer{}).DialContext(ctx, "tcp", address)
+					return err
+				})
+				return conn, err
+			}}}
+			start := time.Now()
+			previewBulk(t, client, fmt.Sprintf("http://8080.%s.localhost/", vm), size)
+			took := time.Since(start)
+			t.Logf("%s: %d MiB in and out took %s (%.1f MiB/s)", way, size>>20, took.Round(time.Second), 2*float64(size>>20)/took.Seconds())
+			client.CloseIdleConnections()
+		}
+	}
+	t.Run("user", func(t *testing.T) {
+		h := box(t)
+		h.netserve(t, "box", "127.0.0.1")
+		ways(t, h, "box", "", func(f func() error) error { return f() })
+	})
+	t.Run("bridge", func(t *testing.T) {
+		b := newBridged(t, "")
+		b.ok("vm", "run", "--name", "v", "--detach", "--wait", "full")
+		b.netserve(t, "v", "0.0.0.0")
+		ways(t, b.host, "v", netip.AddrPortFrom(b.vm("v").Address, 8080).String(), b.in.Host.Try)
+	})
+}
