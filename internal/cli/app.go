@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/user"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -41,6 +42,10 @@ type App struct {
 	Replace  func(argv []string) error
 	// AccountHome is the home directory of this user's account, which HOME need not be; nil for the real thing.
 	AccountHome func() (string, error)
+	// Network is this host's network, UID this user, and LookupUser finds others by name or uid; nil for the real things.
+	Network    hostNetwork
+	UID        func() int
+	LookupUser func(wanted string) (*user.User, error)
 
 	quiet   bool
 	signals *dispatcher

@@ -90,7 +90,7 @@ func TestEveryCommand(t *testing.T) {
 
 // checkExample parses a line of an example with a fresh command tree.
 func checkExample(t *testing.T, cmd *cobra.Command, line string) {
-	words := words(line)
+	words := words(strings.TrimPrefix(line, "sudo "))
 	if len(words) == 0 || words[0] != "banger" {
 		t.Errorf("%s: the example %q does not start with banger", cmd.CommandPath(), line)
 		return
@@ -160,8 +160,8 @@ func TestUnknownCommands(t *testing.T) {
 // layers are the packages of banger that these packages import: the arrows of the architecture.
 var layers = map[string][]string{
 	"../../cmd/banger": {"internal/cli"},
-	".": {"api", "client", "internal/buildinfo", "internal/config", "internal/doctor", "internal/guest/exec", "internal/guest/wire",
-		"internal/filestream", "internal/forward", "internal/guest/files", "internal/hostexec", "internal/hostfiles", "internal/hostproc", "internal/paths", "internal/sshkeys"},
+	".": {"api", "client", "internal/buildinfo", "internal/config", "internal/doctor", "internal/network/bridge", "internal/guest/exec", "internal/guest/wire",
+		"internal/filestream", "internal/forward", "internal/guest/files", "internal/network/bridge", "internal/hostexec", "internal/hostfiles", "internal/hostproc", "internal/paths", "internal/sshkeys"},
 	"../../client": {"api", "internal/filestream", "internal/buildinfo", "internal/paths"},
 	"../../api":    nil,
 }

@@ -64,6 +64,8 @@ func newRoot(a *App) *cobra.Command {
 			newDaemonStart(a), newDaemonStop(a), newDaemonStatus(a), newDaemonLogs(a)),
 		group(groupDaemon, "config", "Look at the configuration",
 			newConfigShow(a), newConfigPath(a)),
+		group(groupDaemon, "net", "Work what bridge mode needs of this host",
+			newNetSetup(a), newNetTeardown(a), newNetStatus(a)),
 		newUI(a),
 		newSSHConfig(a), newSSHProxy(a),
 		newDoctor(a),

@@ -18,6 +18,7 @@ import (
 	"strings"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/network/bridge"
 	"git.thaloco.com/thaloco/banger/internal/suggest"
 
 	"github.com/pelletier/go-toml/v2"
@@ -25,6 +26,12 @@ import (
 
 // maxFile is the greatest size of a configuration file in bytes.
 const maxFile = 1 << 20
+
+// Networks that VMs can be on.
+const (
+	NetworkUser   = "user"
+	NetworkBridge = "bridge"
+)
 
 // Config is the configuration in force: what the file says, defaults for the rest. Paths are absolute.
 type Config struct {
@@ -48,7 +55,7 @@ type Config struct {
 	Engine string
 	// Jail is "auto", "on" or "off": whether Firecracker runs in its jailer, which takes root.
 	Jail string
-	// Network is "user" or "bridge".
+	// Network is NetworkUser or NetworkBridge.
 	Network              string
 	AllowPrivateNetworks bool
 	// HostPorts are the ports of the host's loopback that every VM may reach at its gateway.
@@ -82,10 +89,10 @@ func Default() Config {
 		BridgeName:           "bngr0",
 		BridgeIP:             netip.AddrFrom4([4]byte{172, 16, 0, 1}),
 		CIDR:                 netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 16, 0, 0}), 24),
-		TapPoolSize:          4,
+		TapPoolSize:          32,
 		Engine:               "auto",
 		Jail:                 "auto",
-		Network:              "user",
+		Network:              NetworkUser,
 		AllowPrivateNetworks: true,
 		DefaultMemory:        "2GiB",
 		DefaultDisk:          "20GiB",
@@ -206,6 +213,11 @@ func invalid(path string, mistakes []mistake) error {
 		WithHint("correct the file, or move it away; banger config show then shows what is in force")
 }
 
+// Bridge is what bridge mode needs of the host for the VMs of a user.
+func (c Config) Bridge(uid int) bridge.Config {
+	return bridge.Config{Name: c.BridgeName, IP: c.BridgeIP, CIDR: c.CIDR.Masked(), Taps: c.TapPoolSize, OwnerUID: uid, AllowPrivate: c.AllowPrivateNetworks}
+}
+
 // View is every key with its value in force, as JSON has it.
 func (c Config) View() map[string]any {
 	out := map[string]any{}
@@ -219,8 +231,7 @@ func (c Config) View() map[string]any {
 func (c Config) Warnings() []string {
 	var later []string
 	for _, k := range keys() {
-		inForce := k.name == "network" && c.Network == Default().Network
-		if k.later && slices.Contains(c.set, k.name) && !inForce {
+		if k.later && slices.Contains(c.set, k.name) {
 			later = append(later, k.name)
 		}
 	}

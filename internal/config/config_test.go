@@ -95,7 +95,7 @@ func TestEverything(t *testing.T) {
 			t.Errorf("View lacks %s", k.name)
 		}
 	}
-	if w := c.Warnings(); len(w) != 1 || !strings.Contains(w[0], "c.toml") || !strings.Contains(w[0], "bridge_name") || strings.Contains(w[0], "qemu_bin") || strings.Contains(w[0], "firecracker_bin") {
+	if w := c.Warnings(); len(w) != 1 || !strings.Contains(w[0], "c.toml") || !strings.Contains(w[0], "file_sync") || strings.Contains(w[0], "bridge_name") || strings.Contains(w[0], "qemu_bin") || strings.Contains(w[0], "firecracker_bin") {
 		t.Errorf("warnings %q", w)
 	}
 }
@@ -126,7 +126,7 @@ func TestView(t *testing.T) {
  "network": "user",
  "qemu_bin": "",
  "ssh_key_path": "",
- "tap_pool_size": 4,
+ "tap_pool_size": 32,
  "web_listen_addr": "127.0.0.1:7777"
 }`
 	if diff := cmp.Diff(want, string(got)); diff != "" {

@@ -43,10 +43,7 @@ type counted struct {
 }
 
 func newOnBridge(settings config.Config, n *network, log *slog.Logger) *onBridge {
-	return &onBridge{net: n, log: log, since: map[string]counted{}, cfg: bridge.Config{
-		Name: settings.BridgeName, IP: settings.BridgeIP, CIDR: settings.CIDR.Masked(), Taps: settings.TapPoolSize,
-		OwnerUID: os.Geteuid(), AllowPrivate: settings.AllowPrivateNetworks,
-	}}
+	return &onBridge{net: n, log: log, since: map[string]counted{}, cfg: settings.Bridge(os.Geteuid())}
 }
 
 // begin makes what this process may make and serves the gateway. What is missing is told when a VM wants it.
@@ -145,7 +142,7 @@ func (b *onBridge) stats(id, tap string) (api.NetworkStats, bool) {
 	if err != nil || !ok {
 		return api.NetworkStats{}, false
 	}
-	return api.NetworkStats{Mode: modeBridge, Since: from.at,
+	return api.NetworkStats{Mode: config.NetworkBridge, Since: from.at,
 		SentBytes: now.FromGuestBytes - from.from.FromGuestBytes, SentPackets: now.FromGuest - from.from.FromGuest,
 		ReceivedBytes: now.ToGuestBytes - from.from.ToGuestBytes, ReceivedPackets: now.ToGuest - from.from.ToGuest,
 		Overrun: now.Dropped - from.from.Dropped}, true

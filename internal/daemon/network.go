@@ -24,12 +24,6 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 )
 
-// Modes of the network, as the configuration has them.
-const (
-	modeUser   = "user"
-	modeBridge = "bridge"
-)
-
 // domain is what names of VMs end in.
 const domain = "vm"
 
@@ -63,7 +57,7 @@ func newNetwork(settings config.Config, db *store.Store, log *slog.Logger) (*net
 	if err != nil {
 		return nil, err
 	}
-	if settings.Network == modeBridge {
+	if settings.Network == config.NetworkBridge {
 		n.bridge = newOnBridge(settings, n, log)
 	}
 	return n, nil
@@ -223,7 +217,7 @@ func (n *network) Stats(id string) (api.NetworkStats, bool) {
 		}
 	}
 	s, ok := n.user.Stats(id)
-	return api.NetworkStats{Mode: modeUser, Since: s.Since,
+	return api.NetworkStats{Mode: config.NetworkUser, Since: s.Since,
 		SentBytes: s.BytesFromGuest, SentPackets: s.FramesFromGuest, ReceivedBytes: s.BytesToGuest, ReceivedPackets: s.FramesToGuest,
 		Dropped: s.Invalid, Overrun: s.Overrun, Flows: s.Flows, Refused: s.Refused, OpenTCP: s.OpenTCP, OpenUDP: s.OpenUDP}, ok
 }

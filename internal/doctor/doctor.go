@@ -93,6 +93,10 @@ type Observations struct {
 
 	SSHConfig SSHConfig
 
+	// Bridge is what keeps VMs from the bridge, in bridge mode; BridgeByDaemon that this user's daemon may set up the host by itself.
+	Bridge         error
+	BridgeByDaemon bool
+
 	Routes    []Route
 	Resolvers []netip.AddrPort
 	// PingGroups are the least and the greatest group that may ping, Groups those of the user.
@@ -175,7 +179,7 @@ func Examine(o Observations) []Check {
 	if o.MirrorAsked {
 		out = append(out, o.mirror())
 	}
-	return append(out, o.git(), o.ssh(), o.sshConfig(), o.network(), o.resolver(), o.ping(), o.webPort())
+	return append(out, o.git(), o.ssh(), o.sshConfig(), o.network(), o.bridge(), o.resolver(), o.ping(), o.webPort())
 }
 
 func ok(name, format string, args ...any) Check {

@@ -52,7 +52,7 @@ func TestGood(t *testing.T) {
 			t.Errorf("%+v", c)
 		}
 	}
-	want := strings.Split("configuration engine firecracker kvm programs daemon socket directories,disk space,memory cpus image kernel,image build,mirror git ssh,ssh config,network resolver ping,web port", ",")
+	want := strings.Split("configuration engine firecracker kvm programs daemon socket directories,disk space,memory cpus image kernel,image build,mirror git ssh,ssh config,network bridge resolver ping,web port", ",")
 	var flat []string
 	for _, part := range want {
 		if part == "disk space" || part == "image build" || part == "ssh config" || part == "web port" {
@@ -253,6 +253,17 @@ func TestExamine(t *testing.T) {
 			o.Settings.Network = "bridge"
 			o.Routes = append(o.Routes, Route{o.Settings.CIDR, "bngr0"})
 		}, "network", OK, "bridge", ""},
+		"no bridge mode": {func(o *Observations) {}, "bridge", OK, "not used", ""},
+		"a bridge":       {func(o *Observations) { o.Settings.Network = "bridge" }, "bridge", OK, "bngr0 with 32 TAPs", ""},
+		"no bridge": {func(o *Observations) {
+			o.Settings.Network, o.Bridge = "bridge", api.Errorf(api.KindUnavailable, "bridge is not there").WithHint("sudo banger net setup")
+		}, "bridge", Fail, "bridge is not there", "sudo banger net setup"},
+		"no bridge yet": {func(o *Observations) {
+			o.Settings.Network, o.Bridge, o.BridgeByDaemon = "bridge", api.Errorf(api.KindUnavailable, "bridge is not there"), true
+		}, "bridge", OK, "the daemon may make it", ""},
+		"somebody's bridge": {func(o *Observations) {
+			o.Settings.Network, o.Bridge, o.BridgeByDaemon = "bridge", api.Errorf(api.KindConflict, "banger did not make it").WithHint("another name"), true
+		}, "bridge", Fail, "did not make it", "another name"},
 		"a route of the bridge's in user mode": {func(o *Observations) { o.Routes = append(o.Routes, Route{o.Settings.CIDR, "bngr0"}) }, "network", Warn, "bngr0", "set cidr"},
 		"all is taken": {func(o *Observations) {
 			for _, p := range []string{"172.16.0.0/12", "10.0.0.0/8", "192.168.0.0/16", "198.18.0.0/15"} {

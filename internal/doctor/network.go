@@ -7,6 +7,9 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/config"
 )
 
 // Route is where the host sends packets for some addresses.
@@ -38,7 +41,7 @@ func (o Observations) network() Check {
 	c := o.Settings
 	var taken []Route
 	for _, r := range Overlap(c.CIDR, o.Routes) {
-		if c.Network != "bridge" || r.Interface != c.BridgeName {
+		if c.Network != config.NetworkBridge || r.Interface != c.BridgeName {
 			taken = append(taken, r)
 		}
 	}
@@ -56,6 +59,21 @@ func (o Observations) network() Check {
 		}
 	}
 	return w.hint("set cidr in %s to addresses this host does not use", o.ConfigPath)
+}
+
+// bridge tells whether the host is set up for bridge mode, where the configuration asks for it.
+func (o Observations) bridge() Check {
+	const name = "bridge"
+	switch err := o.Bridge; {
+	case o.Settings.Network != config.NetworkBridge:
+		return ok(name, "not used: network = %q", o.Settings.Network)
+	case err != nil && o.BridgeByDaemon && api.KindOf(err) == api.KindUnavailable:
+		return ok(name, "%s is not there yet: the daemon may make it, and does", o.Settings.BridgeName)
+	case err != nil:
+		e := api.AsError(err)
+		return fail(name, "%s", err).hint("%s", e.Hint)
+	}
+	return ok(name, "%s with %d TAPs; more of it: sudo banger net status", o.Settings.BridgeName, o.Settings.TapPoolSize)
 }
 
 // resolver tells who answers guests' questions for names.

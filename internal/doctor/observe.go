@@ -25,6 +25,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/hostports"
 	"git.thaloco.com/thaloco/banger/internal/image"
 	"git.thaloco.com/thaloco/banger/internal/kernel"
+	"git.thaloco.com/thaloco/banger/internal/network/bridge"
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/vmm/probe"
 )
@@ -69,6 +70,9 @@ func Observe(ctx context.Context, src Sources) Observations {
 	o.observeSupplies(ctx, src)
 	o.observeSSHConfig(src.Paths)
 	o.observeKernel()
+	if o.Settings.Network == config.NetworkBridge {
+		o.Bridge, o.BridgeByDaemon = bridge.Ready(o.Settings.Bridge(os.Geteuid())), bridge.Privileged()
+	}
 	if o.Running == nil {
 		o.Web = observeWeb(o.Settings.WebListenAddr)
 	}

@@ -12,7 +12,7 @@
 //
 // The files: address.go has addresses, names and checks; links.go bridge and TAPs; rules.go the firewall's rules as
 // text and nft.go what applies them; iptables.go the rules beside other firewalls; sysctl.go forwarding; resolved.go the
-// names on the host; mark.go the alias; tap.go what a daemon does with a TAP; status.go the report; install.go what
+// names on the host; mark.go the alias; tap.go what a daemon does with a TAP; ready.go and status.go whether all is there; boot.go what
 // outlives a reboot.
 package bridge
 
@@ -41,6 +41,7 @@ type setup struct {
 	fault func(step string) error
 	undo  []func(context.Context) error
 	done  []string
+	boot  *Boot // nil: nothing is to outlive a reboot
 }
 
 // Setup makes what is not there yet and corrects what is, so that the host is as cfg says, and returns a line for each thing
@@ -71,6 +72,7 @@ func (s *setup) setUp(ctx context.Context) ([]string, error) {
 		{"other firewalls", s.otherFirewalls},
 		{"forwarding", s.forwarding},
 		{"resolver", s.resolver},
+		{"boot", s.forBoot},
 	}
 	for _, step := range steps {
 		err := context.Cause(ctx)
@@ -122,6 +124,7 @@ func (s *setup) tearDown(ctx context.Context, force bool) ([]string, error) {
 		return nil, err
 	}
 	err = errors.Join(
+		s.notForBoot(ctx), // first: nothing makes it again meanwhile
 		s.removeOtherFirewalls(ctx),
 		s.removeLinks(was), // before the rules: no guest is ever without
 		s.removeRules(ctx),
