@@ -90,9 +90,9 @@ func (c *client) leave(err error) {
 	}
 }
 
-// send writes what there is for the client until the stream ends, and closes it.
+// send writes what there is for the client until the stream ends, and closes it; where the client has gone receive does, which may have
+// frames to read that it sent before.
 func (c *client) send() {
-	defer c.conn.Close()
 	w := wire.NewFrameWriter(c.conn)
 	for {
 		c.p.mu.Lock()
@@ -106,10 +106,12 @@ func (c *client) send() {
 				_ = w.JSON(wire.FrameError, why)
 				_ = w.Flush()
 			}
+			_ = c.conn.Close()
 			return
 		}
 		if w.Flush() != nil {
-			return // receive sees the stream end, too
+			_ = c.conn.SetReadDeadline(time.Now().Add(lastWordTimeout)) // for one who stays and does not read
+			return
 		}
 	}
 }
