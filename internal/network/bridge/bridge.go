@@ -1,7 +1,7 @@
 // Package bridge is the host's side of bridge mode: a bridge with the gateway's address, a pool of TAPs that the user may
 // attach VMs to, and the rules that keep guests to their own addresses and away from the host. Setup brings the host to
 // that state, Teardown takes it back, Status looks; all three may be repeated, and none of them is needed by a daemon
-// whose TAPs are there: OpenTAP takes no privilege.
+// whose TAPs are there: to open one (package tap) takes no privilege.
 //
 // A TAP belongs to one address for ever (Addr, TAPOf, MAC). So everything that keeps a guest from posing as another one is
 // static: who may send what from which TAP is a set of the firewall, which port a hardware address is behind is a fixed
@@ -12,7 +12,7 @@
 //
 // The files: address.go has addresses, names and checks; links.go bridge and TAPs; rules.go the firewall's rules as
 // text and nft.go what applies them; iptables.go the rules beside other firewalls; sysctl.go forwarding; resolved.go the
-// names on the host; mark.go the alias; tap.go what a daemon does with a TAP; ready.go and status.go whether all is there; boot.go what
+// names on the host; mark.go the alias; tap.go what a daemon asks of a TAP; ready.go and status.go whether all is there; boot.go what
 // outlives a reboot.
 package bridge
 
@@ -42,6 +42,8 @@ type setup struct {
 	undo  []func(context.Context) error
 	done  []string
 	boot  *Boot // nil: nothing is to outlive a reboot
+	// forwardingWasOff: before banger made the bridge that was there already.
+	forwardingWasOff bool
 }
 
 // Setup makes what is not there yet and corrects what is, so that the host is as cfg says, and returns a line for each thing

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/network/tap"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -59,7 +60,7 @@ func (s *setup) makeWay(ctx context.Context, old existing) error {
 	}
 	want := s.cfg.mark()
 	want.forwarding = old.mark.forwarding
-	if old.link == nil || old.mark == want {
+	if s.forwardingWasOff = old.mark.forwarding; old.link == nil || old.mark == want {
 		return nil
 	}
 	if old.mark.uid != want.uid {
@@ -72,7 +73,8 @@ func (s *setup) makeWay(ctx context.Context, old existing) error {
 	if err := s.removeLinks(old); err != nil {
 		return err
 	}
-	return s.restoreForwarding(ctx, old)
+	s.undo = append(s.undo, func(ctx context.Context) error { return s.restoreForwarding(ctx, old) }) // which nobody would know of any more
+	return nil
 }
 
 // notInUse refuses where VMs are on the TAPs, unless force is set.
@@ -169,7 +171,9 @@ func (s *setup) addBridge() (netlink.Link, error) {
 	s.undo = append(s.undo, func(context.Context) error { return remove(s.cfg.Name) })
 	link, err := netlink.LinkByName(s.cfg.Name)
 	if err == nil {
-		err = netlink.LinkSetAlias(link, s.cfg.mark().String())
+		m := s.cfg.mark()
+		m.forwarding = s.forwardingWasOff
+		err = netlink.LinkSetAlias(link, m.String())
 	}
 	if err != nil {
 		return nil, fmt.Errorf("mark bridge %q: %w", s.cfg.Name, err)
@@ -272,6 +276,32 @@ func addTAP(name string, uid int) error {
 		return fmt.Errorf("make tap %q: %w", name, err)
 	}
 	return nil
+}
+
+// openTun opens the device that makes TAPs.
+func openTun() (fd int, err error) {
+	fd, err = unix.Open(tap.Device, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err == nil {
+		return fd, nil
+	}
+	e := api.Errorf(api.KindUnavailable, "open %s: %w", tap.Device, err)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV):
+		return -1, e.WithHint("this kernel has no TAPs: sudo modprobe tun")
+	case errors.Is(err, fs.ErrPermission):
+		return -1, e.WithHint("its mode is 0666 on usual hosts: sudo chmod 0666 %s", tap.Device)
+	}
+	return -1, e
+}
+
+// setIff makes fd a TAP or attaches it to the one that is there.
+func setIff(fd int, name string) error {
+	req, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	req.SetUint16(tap.Flags)
+	return unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
 }
 
 // taps are the TAPs of a bridge, in no order.

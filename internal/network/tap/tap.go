@@ -28,15 +28,16 @@ func Open(name string) (*os.File, error) {
 	} else if !there {
 		return nil, api.Errorf(api.KindUnavailable, "open TAP %q: there is no such interface", name).WithHint("sudo banger net setup")
 	}
-	f, err := os.OpenFile(Device, os.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	fd, err := unix.Open(Device, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
+		return nil, explain(name, &os.PathError{Op: "open", Path: Device, Err: err})
+	}
+	if err := attach(fd, name); err != nil {
+		_ = unix.Close(fd) // nothing was written
 		return nil, explain(name, err)
 	}
-	if err := attach(f, name); err != nil {
-		_ = f.Close() // nothing was written
-		return nil, explain(name, err)
-	}
-	return f, nil
+	// Not before: the kernel has nothing to wait for in a file that is no TAP yet, and says so once and for all (tun_chr_poll in drivers/net/tun.c).
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 // exists tells whether there is an interface of this name.
@@ -57,20 +58,14 @@ func exists(name string) (bool, error) {
 	return err == nil, err
 }
 
-// attach makes f the other end of the TAP.
-func attach(f *os.File, name string) error {
+// attach makes a file the other end of the TAP.
+func attach(fd int, name string) error {
 	req, err := unix.NewIfreq(name)
 	if err != nil {
 		return err
 	}
 	req.SetUint16(Flags)
-	rc, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var ioctl error
-	err = rc.Control(func(fd uintptr) { ioctl = unix.IoctlIfreq(int(fd), unix.TUNSETIFF, req) })
-	return errors.Join(err, ioctl)
+	return unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
 }
 
 // Give makes the TAP of this name a user's. It takes CAP_NET_ADMIN.

@@ -110,7 +110,7 @@ func asUser(t *testing.T, name string) error {
 	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), 65534, ^uintptr(0)); errno != 0 {
 		return errno
 	}
-	err = attach(f, name)
+	err = attach(int(f.Fd()), name)
 	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), 0, ^uintptr(0)); errno != 0 {
 		return errno
 	}
