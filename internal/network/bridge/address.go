@@ -59,7 +59,7 @@ func (c Config) Check() error {
 		return api.Errorf(api.KindInvalid, "bridge_ip %s is not an address that cidr %s has for a host", c.IP, c.CIDR)
 	case c.Taps < 1 || c.Taps > MaxTaps:
 		return api.Errorf(api.KindInvalid, "tap_pool_size %d is not between 1 and %d", c.Taps, MaxTaps).
-			WithHint("bridge mode takes a TAP per VM that runs: set tap_pool_size to the most that are to run at once")
+			WithHint("bridge mode takes a TAP per VM, until it is deleted: set tap_pool_size to the most that are to be there at once")
 	case c.Taps > Addresses(c.CIDR):
 		return api.Errorf(api.KindInvalid, "tap_pool_size %d is more than cidr %s has addresses for: %d", c.Taps, c.CIDR, Addresses(c.CIDR)).
 			WithHint("set tap_pool_size = %d, or a larger cidr", Addresses(c.CIDR))

@@ -13,6 +13,9 @@ import (
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/hostexec"
+	"git.thaloco.com/thaloco/banger/internal/hostfile"
+
+	"golang.org/x/sys/unix"
 )
 
 // Boot is what makes a bridge outlive a reboot, and the restart of a firewall that flushes all rules: a file that has the
@@ -141,9 +144,11 @@ func (s *setup) forBoot(ctx context.Context) error {
 	if b.current(file, append(data, '\n'), unit, name) {
 		return nil
 	}
-	if !exists(unit) {
-		s.undo = append(s.undo, func(ctx context.Context) error { return (&setup{cfg: s.cfg, boot: s.boot}).notForBoot(ctx) })
+	before, err := b.remember(file, unit)
+	if err != nil {
+		return fmt.Errorf("have the bridge made at boot: %w", err)
 	}
+	s.undo = append(s.undo, func(ctx context.Context) error { return s.bootAsBefore(ctx, before) })
 	err = errors.Join(replaceFile(file, append(data, '\n')), replaceFile(unit, []byte(b.unit(name))))
 	for _, l := range b.links(name) {
 		if err == nil {
@@ -165,7 +170,61 @@ func (s *setup) forBoot(ctx context.Context) error {
 		}
 	}
 	s.say("%s sets it up at each boot", UnitName(name))
+	if path := b.exposed(); path != "" {
+		s.say("%s", exposedHint(path))
+	}
 	return nil
+}
+
+// remember reads files that are about to be replaced: nil for one that is not there.
+func (b Boot) remember(paths ...string) (map[string][]byte, error) {
+	out := map[string][]byte{}
+	for _, path := range paths {
+		data, err := os.ReadFile(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		out[path] = data
+	}
+	return out, nil
+}
+
+// bootAsBefore takes back what forBoot did. Where there was nothing, nothing is left; an older configuration is in force again.
+func (s *setup) bootAsBefore(ctx context.Context, before map[string][]byte) error {
+	b, name := *s.boot, s.cfg.Name
+	unit := filepath.Join(b.systemDir(), UnitName(name))
+	if before[unit] == nil || before[b.ConfigFile(name)] == nil { // one without the other did nothing
+		return (&setup{cfg: s.cfg, boot: s.boot}).notForBoot(ctx)
+	}
+	var err error
+	for path, data := range before {
+		err = errors.Join(err, replaceFile(path, data))
+	}
+	if b.systemdRuns() {
+		err = errors.Join(err, b.systemctl(ctx, "daemon-reload"))
+	}
+	return err
+}
+
+// exposed is the program, or the directory on the way to it, that others than root may write; empty for none. The unit runs it as root.
+func (b Boot) exposed() string {
+	for path := b.Program; ; path = filepath.Dir(path) {
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFLNK {
+			byGroup := st.Mode&0o020 != 0 && st.Gid != 0
+			sticky := path != b.Program && st.Mode&unix.S_ISVTX != 0 // what is root's in there stays
+			if st.Uid != 0 || (byGroup || st.Mode&0o002 != 0) && !sticky {
+				return path
+			}
+		}
+		if path == filepath.Dir(path) {
+			return ""
+		}
+	}
+}
+
+func exposedHint(path string) string {
+	return fmt.Sprintf("%s may be written by others than root, who runs it at boot: install banger where only root writes (sudo make install), then set up again", path)
 }
 
 // current tells whether all is there as it should be.
@@ -235,10 +294,25 @@ func replaceFile(path string, data []byte) error {
 		return err
 	}
 	tmp := path + ".new"
-	if err := os.WriteFile(tmp, data, 0o644); err != nil {
-		return errors.Join(err, os.Remove(tmp))
+	err := writeFile(tmp, data)
+	if err == nil {
+		err = os.Rename(tmp, path)
 	}
-	return os.Rename(tmp, path)
+	if err != nil {
+		_ = os.Remove(tmp) // it may not be there
+		return err
+	}
+	return hostfile.SyncDir(filepath.Dir(path))
+}
+
+// writeFile writes a new file that is on the disk when it returns.
+func writeFile(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()) // whatever the umask
 }
 
 // replaceLink makes a symbolic link.

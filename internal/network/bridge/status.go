@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"git.thaloco.com/thaloco/banger/api"
@@ -127,26 +128,41 @@ func (s *setup) seeTAPs(context.Context) Check {
 	if err != nil {
 		return failed(err)
 	}
-	have, used := map[string]bool{}, 0
+	bridge := 0
+	if link, err := find(s.cfg.Name); err == nil && link != nil {
+		bridge = link.Attrs().Index
+	}
+	have, used := map[string]netlink.Link{}, 0
 	for _, t := range all {
-		have[t.Attrs().Name] = true
+		have[t.Attrs().Name] = t
 		if attached(t) {
 			used++
 		}
 	}
-	var absent []string
+	var absent, strangers, idle []string
 	for i := range s.cfg.Taps {
-		if name := tapName(s.cfg.Name, i); !have[name] {
+		name := tapName(s.cfg.Name, i)
+		t, ok := have[name].(*netlink.Tuntap)
+		switch {
+		case !ok:
 			absent = append(absent, name)
+		case t.Owner != uint32(s.cfg.OwnerUID):
+			strangers = append(strangers, name)
+		case t.MasterIndex != bridge || t.LinkAttrs.Flags&net.FlagUp == 0:
+			idle = append(idle, name)
 		}
 	}
-	switch len(absent) {
-	case 0:
-		return good("%d, of which VMs use %d", s.cfg.Taps, used)
-	case s.cfg.Taps:
+	switch {
+	case len(absent) == s.cfg.Taps:
 		return missing(setupHint, "none of %d is there", s.cfg.Taps)
+	case len(strangers) > 0:
+		return missing("sudo banger net teardown; then "+setupHint, "%d of %d are not for %s, %s first", len(strangers), s.cfg.Taps, userName(s.cfg.OwnerUID), strangers[0])
+	case len(absent) > 0:
+		return missing(setupHint, "%d of %d are not there, %s first", len(absent), s.cfg.Taps, absent[0])
+	case len(idle) > 0:
+		return missing(setupHint, "%d of %d are down or not on %s, %s first", len(idle), s.cfg.Taps, s.cfg.Name, idle[0])
 	}
-	return missing(setupHint, "%d of %d are not there, %s first", len(absent), s.cfg.Taps, absent[0])
+	return good("%d for %s, of which VMs use %d", s.cfg.Taps, userName(s.cfg.OwnerUID), used)
 }
 
 // seeDevice looks whether the owner may open TAPs.
@@ -191,11 +207,23 @@ func (s *setup) seeRules(ctx context.Context) Check {
 }
 
 func (s *setup) seeOtherFirewalls(ctx context.Context) Check {
+	_, err := s.run.LookPath("firewall-cmd")
+	if !Privileged() && (err == nil || s.hasIptables()) {
+		return asRoot("what other firewalls refuse")
+	}
+	c := s.seeIptables(ctx)
+	if c.State != OK {
+		return c
+	}
+	if zone, runs := s.seeFirewalld(ctx); runs {
+		return zone
+	}
+	return c
+}
+
+func (s *setup) seeIptables(ctx context.Context) Check {
 	if !s.hasIptables() {
 		return good("no iptables here")
-	}
-	if !Privileged() {
-		return asRoot("iptables")
 	}
 	var asking []string
 	for _, c := range chains(s.cfg.Name) {
@@ -257,5 +285,9 @@ func (s *setup) seeBoot(context.Context) Check {
 		return Check{State: Off, Detail: UnitName(name) + " is there, and systemd, which would start it, does not run here",
 			Hint: fmt.Sprintf("have your init run at boot: %s net setup --boot %s", b.Program, name)}
 	}
-	return good("%s sets it up", UnitName(name))
+	c := good("%s sets it up", UnitName(name))
+	if path := b.exposed(); path != "" {
+		c.Hint = exposedHint(path)
+	}
+	return c
 }
