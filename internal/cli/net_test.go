@@ -7,11 +7,14 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/network/bridge"
+
+	"golang.org/x/sys/unix"
 )
 
 // fakeNetwork is a host's network: which bridges are there, and what is kept for the boot.
@@ -141,5 +144,29 @@ func TestNetMistakes(t *testing.T) {
 	n.there["br1"] = bridge.Config{}
 	if got := a.run("net", "teardown", "br1"); got != 0 || a.out.String() != "removed bridge br1\n" {
 		t.Errorf("%d %s%s", got, a.out.String(), a.err.String())
+	}
+}
+
+// TestNetNotRoot: who is not root gets the command that helps, with the whole path of the program, which sudo may not find by its name.
+func TestNetNotRoot(t *testing.T) {
+	a := newTestApp(t)
+	exe, err := a.App.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := api.Errorf(api.KindUnavailable, "this takes root").WithHint("another hint")
+	other := api.Errorf(api.KindConflict, "VMs are on it").WithHint("another hint")
+	hints := make(chan [2]string)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread, which has no capabilities then, ends with this
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var none [2]unix.CapUserData
+		if err := unix.Capset(&header, &none[0]); err != nil {
+			t.Error(err)
+		}
+		hints <- [2]string{api.AsError(a.App.netError(refused, "setup")).Hint, api.AsError(a.App.netError(other, "setup")).Hint}
+	}()
+	if got, want := <-hints, [2]string{"sudo " + exe + " net setup", "another hint"}; got != want {
+		t.Errorf("hints %q, want %q", got, want)
 	}
 }
