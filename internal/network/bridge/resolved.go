@@ -5,12 +5,24 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 
 	"git.thaloco.com/thaloco/banger/internal/hostexec"
 )
 
 // domain is what names of VMs end in.
 const domain = "vm"
+
+// resolvectlWithin is how long systemd-resolved may take to answer: a bus that waits for one that does not start says so after 25 s only.
+const resolvectlWithin = 5 * time.Second
+
+// resolvectl runs it.
+func (s *setup) resolvectl(ctx context.Context, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, resolvectlWithin)
+	defer cancel()
+	out, err := s.run.Output(ctx, hostexec.Cmd{Argv: append([]string{"resolvectl"}, args...)})
+	return string(out), err
+}
 
 // resolver has systemd-resolved, where it runs, ask the gateway for names of VMs. Without it that is the administrator's, and no error.
 func (s *setup) resolver(ctx context.Context) error {
@@ -22,7 +34,7 @@ func (s *setup) resolver(ctx context.Context) error {
 		append([]string{"domain", s.cfg.Name}, routingDomains(s.cfg.CIDR)...),
 		{"default-route", s.cfg.Name, "no"},
 	} {
-		if err := s.run.Run(ctx, hostexec.Cmd{Argv: append([]string{"resolvectl"}, args...)}); err != nil {
+		if _, err := s.resolvectl(ctx, args...); err != nil {
 			s.say("names of VMs are not known on the host: %v", err)
 			return nil
 		}
@@ -46,14 +58,15 @@ func routingDomains(cidr netip.Prefix) []string {
 
 // resolvedRuns tells whether systemd-resolved answers.
 func (s *setup) resolvedRuns(ctx context.Context) bool {
-	return s.run.Run(ctx, hostexec.Cmd{Argv: []string{"resolvectl", "dns"}}) == nil
+	_, err := s.resolvectl(ctx, "dns")
+	return err == nil
 }
 
 // resolvedKnows tells whether systemd-resolved has been told.
 func (s *setup) resolvedKnows(ctx context.Context) bool {
-	dns, err1 := s.run.Output(ctx, hostexec.Cmd{Argv: []string{"resolvectl", "dns", s.cfg.Name}})
-	names, err2 := s.run.Output(ctx, hostexec.Cmd{Argv: []string{"resolvectl", "domain", s.cfg.Name}})
-	return err1 == nil && err2 == nil && strings.HasSuffix(strings.TrimSpace(string(dns)), " "+s.cfg.IP.String()) && strings.Contains(string(names), "~"+domain)
+	dns, err1 := s.resolvectl(ctx, "dns", s.cfg.Name)
+	names, err2 := s.resolvectl(ctx, "domain", s.cfg.Name)
+	return err1 == nil && err2 == nil && strings.HasSuffix(strings.TrimSpace(dns), " "+s.cfg.IP.String()) && strings.Contains(names, "~"+domain)
 }
 
 // resolverHint is what to add where systemd-resolved does not run.
