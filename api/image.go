@@ -28,9 +28,88 @@ type Image struct {
 
 // PullImage asks to make an image local.
 type PullImage struct {
+	// Name is one of the catalog, or a reference to an image in a registry: "alpine:3.20", "ghcr.io/org/img@sha256:HEX".
 	Name string `json:"name"`
+	// As is the name it gets here; empty for the catalog's, or for the last part of the reference without tag and digest.
+	As string `json:"as,omitempty"`
+	// Kernel is the name of the kernel that VMs of it get; empty for the default one. Only for a reference.
+	Kernel string `json:"kernel,omitempty"`
+	// Platform is "OS/ARCH[/VARIANT]"; empty for this host's. Only for a reference.
+	Platform string `json:"platform,omitempty"`
 	// Build forces the local recipe and replaces a local image of that name.
 	Build bool `json:"build,omitempty"`
+}
+
+// RegisterImage asks to make an image of a file of the host.
+type RegisterImage struct {
+	Name string `json:"name"`
+	// Rootfs is an absolute path: an ext4 file system, or a tar, also compressed by gzip or zstd.
+	Rootfs string `json:"rootfs"`
+	Kernel string `json:"kernel,omitempty"`
+}
+
+// PromoteImage asks to make an image of what a running VM's root holds.
+type PromoteImage struct {
+	VM   string `json:"vm"`
+	Name string `json:"name"`
+	// Clean leaves out /root and /home.
+	Clean bool `json:"clean,omitempty"`
+}
+
+// ExportImage asks to write an image to a bundle, ImportImage to read one. Path is absolute.
+type ExportImage struct {
+	Path string `json:"path"`
+}
+
+// ImportImage asks to make an image of a bundle local.
+type ImportImage struct {
+	Path string `json:"path"`
+	// Name is empty for the bundle's own.
+	Name string `json:"name,omitempty"`
+}
+
+// TagImage gives an image another name as well.
+type TagImage struct {
+	As string `json:"as"`
+}
+
+// Prune asks to remove what nothing uses: images without a VM, but for the default one, what was fetched for them.
+type Prune struct {
+	DryRun bool `json:"dry_run,omitempty"`
+	// OlderThanSeconds keeps what was made or used later than that.
+	OlderThanSeconds int64 `json:"older_than_seconds,omitempty"`
+}
+
+// Pruned is what was removed, or would be.
+type Pruned struct {
+	Images []Image `json:"images"`
+	// CacheBytes is what the files of the cache took, Bytes all together.
+	CacheBytes int64 `json:"cache_bytes"`
+	Bytes      int64 `json:"bytes"`
+}
+
+// ImageFile is a file in an image.
+type ImageFile struct {
+	Path string `json:"path"` // absolute
+	// Type is "file", "dir", "symlink", "char", "block", "fifo" or "socket".
+	Type string `json:"type"`
+	// Mode has the permissions with setuid, setgid and sticky bits, as stat(2) has them.
+	Mode    uint32    `json:"mode"`
+	UID     uint32    `json:"uid"`
+	GID     uint32    `json:"gid"`
+	Size    int64     `json:"size"` // in bytes
+	Links   int       `json:"links"`
+	ModTime time.Time `json:"mod_time"`
+	Target  string    `json:"target,omitempty"` // of a symlink
+}
+
+// RegisterKernel asks to make a kernel of files of the host. The paths are absolute.
+type RegisterKernel struct {
+	Name string `json:"name"`
+	// Vmlinux is an uncompressed ELF kernel, or a bzImage with one inside.
+	Vmlinux string `json:"vmlinux"`
+	// Modules is the directory of its modules, as lib/modules/RELEASE; empty where all that banger needs is built in.
+	Modules string `json:"modules,omitempty"`
 }
 
 // Kernel is a kernel with its modules, in the store or in the catalog.
