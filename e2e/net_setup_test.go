@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -121,6 +120,6 @@ tap_pool_size = 4'`)
 	}
 	after := sure(hostState)
 	if before != after {
-		t.Error(fmt.Sprintf("before:\n%safter:\n%s", before, after))
+		t.Errorf("before:\n%safter:\n%s", before, after)
 	}
 }

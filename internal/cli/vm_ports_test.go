@@ -60,7 +60,7 @@ udp 53 ::1 - - -
 		t.Errorf("exit status %d", code)
 	}
 	var ports []api.GuestPort
-	if err := json.Unmarshal([]byte(a.out.String()), &ports); err != nil || len(ports) != 3 || ports[1].Forwards[0].HostPort != 8080 {
+	if err := json.Unmarshal(a.out.Bytes(), &ports); err != nil || len(ports) != 3 || ports[1].Forwards[0].HostPort != 8080 {
 		t.Errorf("%v: %s", err, a.out.String())
 	}
 	a.err.Reset()

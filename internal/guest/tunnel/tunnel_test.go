@@ -757,10 +757,7 @@ func plain(said []byte, network string, size int) (out [][]byte, err error) {
 	out = nil
 	all := []byte{}
 	cut := syscall.ECONNRESET
-	for {
-		if len(said) < headerLen {
-			break
-		}
+	for len(said) >= headerLen {
 		n := binary.BigEndian.Uint32(said)
 		said = said[headerLen:]
 		if n > uint32(longest(network)) {

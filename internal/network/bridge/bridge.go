@@ -67,7 +67,7 @@ func (s *setup) setUp(ctx context.Context) ([]string, error) {
 		name string
 		do   func(context.Context) error
 	}{
-		{"change", func(ctx context.Context) error { return s.makeWay(ctx, old) }},
+		{"change", func(context.Context) error { return s.makeWay(old) }},
 		{"rules", s.rules}, // before there is anything they are for
 		{"bridge", s.bridge},
 		{"taps", s.taps},

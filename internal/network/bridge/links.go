@@ -54,7 +54,7 @@ func find(name string) (netlink.Link, error) {
 }
 
 // makeWay removes a bridge of banger's that was made for something else, where no VM minds, and refuses addresses that are the host's already.
-func (s *setup) makeWay(ctx context.Context, old existing) error {
+func (s *setup) makeWay(old existing) error {
 	if err := s.overlap(); err != nil {
 		return err
 	}
