@@ -13,7 +13,7 @@
 // The files: address.go has addresses, names and checks; links.go bridge and TAPs; rules.go the firewall's rules as
 // text and nft.go what applies them; iptables.go the rules beside other firewalls; sysctl.go forwarding; resolved.go the
 // names on the host; mark.go the alias; tap.go what a daemon asks of a TAP; ready.go and status.go whether all is there; boot.go what
-// outlives a reboot.
+// outlives a reboot; lock.go lets one at a time change a host.
 package bridge
 
 import (
@@ -59,6 +59,11 @@ func (s *setup) setUp(ctx context.Context) ([]string, error) {
 	if err := errors.Join(s.cfg.Check(), may(s.run)); err != nil {
 		return nil, err
 	}
+	unlock, err := lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	old, err := s.inspect()
 	if err != nil {
 		return nil, err
@@ -74,7 +79,10 @@ func (s *setup) setUp(ctx context.Context) ([]string, error) {
 		{"other firewalls", s.otherFirewalls},
 		{"forwarding", s.forwarding},
 		{"resolver", s.resolver},
-		{"boot", s.forBoot},
+		{"boot", func(ctx context.Context) error {
+			unlock() // the unit is started, and finds all there
+			return s.forBoot(ctx)
+		}},
 	}
 	for _, step := range steps {
 		err := context.Cause(ctx)
@@ -118,6 +126,11 @@ func Teardown(ctx context.Context, name string, force bool) (done []string, err 
 }
 
 func (s *setup) tearDown(ctx context.Context, force bool) ([]string, error) {
+	unlock, err := lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	was, err := s.inspect()
 	if err != nil {
 		return nil, err
