@@ -121,13 +121,36 @@ func ownerOf(local, remote netip.AddrPort) (int, error) {
 	if err == nil || errors.Is(err, errNoSocket) {
 		return uid, err
 	}
-	table := "/proc/thread-self/net/tcp"
-	if local.Addr().Is6() {
-		table += "6"
+	uid, errTable := askTables(local, remote)
+	if errTable != nil && !errors.Is(errTable, errNoSocket) {
+		errTable = errors.Join(err, errTable)
 	}
-	f, errOpen := os.Open(table)
-	if errOpen != nil {
-		return 0, errors.Join(err, errOpen)
+	return uid, errTable
+}
+
+// askTables looks for the socket in /proc. A socket of IPv6 that is connected over IPv4 is in its table.
+func askTables(local, remote netip.AddrPort) (int, error) {
+	if local.Addr().Is4() {
+		if uid, err := askTable("tcp", local, remote); !errors.Is(err, errNoSocket) {
+			return uid, err
+		}
+		local, remote = mapped(local), mapped(remote)
+	}
+	return askTable("tcp6", local, remote)
+}
+
+// mapped is an address of IPv4 as IPv6 writes it.
+func mapped(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom16(a.Addr().As16()), a.Port())
+}
+
+func askTable(name string, local, remote netip.AddrPort) (int, error) {
+	f, err := os.Open("/proc/thread-self/net/" + name)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, errNoSocket // no IPv6 here
+	}
+	if err != nil {
+		return 0, err
 	}
 	defer f.Close()
 	return searchTable(bufio.NewScanner(f), local, remote)
@@ -211,12 +234,15 @@ func readDiag(b []byte, local, remote netip.AddrPort) (int, error) {
 		return 0, errors.New("read netlink: not the answer to the question")
 	}
 	m := b[unix.NLMSG_HDRLEN:] // family, state, timer, retrans, then struct inet_diag_sockid
-	size := local.Addr().BitLen() / 8
+	size := 4
+	if m[0] == unix.AF_INET6 { // the socket's: one connected over IPv4 can be of IPv6
+		size = 16
+	}
 	lo, _ := netip.AddrFromSlice(m[8 : 8+size])
 	re, _ := netip.AddrFromSlice(m[24 : 24+size])
 	uid, inode := ne.Uint32(m[64:]), ne.Uint32(m[68:])
 	if state := m[1]; state == stateListen || state == stateTimeWait || inode == 0 ||
-		netip.AddrPortFrom(lo, be.Uint16(m[4:])) != local || netip.AddrPortFrom(re, be.Uint16(m[6:])) != remote {
+		netip.AddrPortFrom(lo.Unmap(), be.Uint16(m[4:])) != local || netip.AddrPortFrom(re.Unmap(), be.Uint16(m[6:])) != remote {
 		return 0, errNoSocket
 	}
 	return int(uid), nil

@@ -1,7 +1,6 @@
 package preview
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -44,19 +43,8 @@ func TestMain(m *testing.M) {
 // both are the ways to look a socket up.
 var both = map[string]func(local, remote netip.AddrPort) (int, error){
 	"netlink": askDiag,
-	"/proc": func(local, remote netip.AddrPort) (int, error) {
-		table := "/proc/thread-self/net/tcp"
-		if local.Addr().Is6() {
-			table += "6"
-		}
-		f, err := os.Open(table)
-		if err != nil {
-			return 0, err
-		}
-		defer f.Close()
-		return searchTable(bufio.NewScanner(f), local, remote)
-	},
-	"either": ownerOf,
+	"/proc":   askTables,
+	"either":  ownerOf,
 }
 
 func TestOwnerOf(t *testing.T) {
@@ -97,6 +85,36 @@ func TestOwnerOf(t *testing.T) {
 			if uid, err := look(peer, own); !errors.Is(err, errNoSocket) {
 				t.Errorf("%s, %s: a socket that was closed is of uid %d, %v", at, name, uid, err)
 			}
+		}
+	}
+}
+
+// TestIdentifyMapped: programs that know IPv6's sockets alone, as those of Java's do, connect to 127.0.0.1 by one.
+func TestIdentifyMapped(t *testing.T) {
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	fd, err := syscall.Socket(syscall.AF_INET6, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Skip("no IPv6 here:", err)
+	}
+	defer syscall.Close(fd)
+	to := &syscall.SockaddrInet6{Port: ln.Addr().(*net.TCPAddr).Port, Addr: netip.MustParseAddr("::ffff:127.0.0.1").As16()}
+	if err := syscall.Connect(fd, to); err != nil {
+		t.Fatal(err)
+	}
+	in, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	peer, _ := endpoint(in.RemoteAddr())
+	own, _ := endpoint(in.LocalAddr())
+	for name, look := range both {
+		if uid, err := look(peer, own); err != nil || uid != os.Getuid() {
+			t.Errorf("%s: uid %d, %v", name, uid, err)
 		}
 	}
 }
