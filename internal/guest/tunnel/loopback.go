@@ -35,10 +35,11 @@ func dialLoopback(to netip.AddrPort) (net.Conn, error) {
 
 // connectAtOnce connects a socket that does not block.
 func connectAtOnce(fd int, to netip.AddrPort) error {
-	err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()})
+	peer := &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
+	err := unix.Connect(fd, peer)
 	switch {
 	case err == nil:
-		return nil
+		return notItself(fd, peer)
 	case !errors.Is(err, unix.EINPROGRESS):
 		return os.NewSyscallError("connect", err)
 	}
@@ -47,8 +48,24 @@ func connectAtOnce(fd int, to netip.AddrPort) error {
 		return errLater
 	}
 	code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
-	if err == nil && code != 0 {
-		err = os.NewSyscallError("connect", unix.Errno(code))
+	switch {
+	case err != nil:
+		return err
+	case code != 0:
+		return os.NewSyscallError("connect", unix.Errno(code))
 	}
-	return err
+	return notItself(fd, peer)
+}
+
+// notItself refuses a socket that is connected to itself: of the ports that the kernel gives away it got the one where it was to go, which
+// succeeds where nobody listens (RFC 9293, simultaneous open), and would keep who is about to listen from the port.
+func notItself(fd int, peer *unix.SockaddrInet4) error {
+	own, err := unix.Getsockname(fd)
+	if err != nil {
+		return os.NewSyscallError("getsockname", err)
+	}
+	if own, ok := own.(*unix.SockaddrInet4); ok && own.Port == peer.Port && own.Addr == peer.Addr {
+		return os.NewSyscallError("connect", unix.ECONNREFUSED)
+	}
+	return nil
 }

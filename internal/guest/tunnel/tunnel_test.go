@@ -25,6 +25,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/guest/channel"
 	"git.thaloco.com/thaloco/banger/internal/guest/guestapi"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
+	"git.thaloco.com/thaloco/banger/internal/network/nettest"
 	"git.thaloco.com/thaloco/banger/internal/relay"
 )
 
@@ -997,4 +998,22 @@ func TestFullBacklog(t *testing.T) {
 		defer conn.Close()
 	}
 	t.Error("10 connections were taken")
+}
+
+// TestNotItself: a socket that the kernel gave the very port it asks for is connected to itself, which is nobody who listens.
+func TestNotItself(t *testing.T) {
+	ns := nettest.NewNS(t)
+	ns.Do(t, func() error {
+		if err := os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("40000 40000"), 0); err != nil {
+			return err
+		}
+		conn, err := dialLoopback(netip.AddrPortFrom(loopback4, 40000))
+		if err == nil {
+			conn.Close()
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("where nobody listens: %v", err)
+		}
+		return nil
+	})
 }
