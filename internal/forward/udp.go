@@ -16,8 +16,9 @@ import (
 const (
 	maxFlows         = 1024
 	flowIdle         = 90 * time.Second
-	waitingDatagrams = 64
-	maxDatagram      = 65507 // bytes of payload, over IPv4
+	waitingDatagrams = 64       // of a flow
+	waitingBytes     = 32 << 20 // of all flows: a guest may read nothing, and peers can be made up
+	maxDatagram      = 65507    // bytes of payload, over IPv4
 )
 
 // udpSocket is the host's socket of a forward of UDP.
@@ -105,6 +106,8 @@ type flows struct {
 	port   *port
 	socket *udpSocket
 	idle   time.Duration
+	// waiting are the bytes of the datagrams that the guest has not taken.
+	waiting atomic.Int64
 
 	mu  sync.Mutex
 	all map[flowKey]*flow // guarded by mu
@@ -137,17 +140,27 @@ func (p *port) serveUDP(socket *udpSocket) {
 			continue
 		}
 		rest = restFirst
-		select {
-		case fs.of(key).in <- slices.Clone(buf[:n]):
-		default: // lost
-		}
+		fs.put(key, buf[:n])
 	}
 }
 
-// of finds or makes the flow of a peer; the one unused for longest goes where there are too many.
-func (fs *flows) of(key flowKey) *flow {
+// put has a datagram of a peer wait for the guest. One that is too many is lost.
+func (fs *flows) put(key flowKey, b []byte) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
+	f, size := fs.of(key), int64(len(b))
+	if fs.waiting.Load()+size > waitingBytes {
+		return
+	}
+	select {
+	case f.in <- slices.Clone(b):
+		fs.waiting.Add(size)
+	default:
+	}
+}
+
+// of finds or makes the flow of a peer; the one unused for longest goes where there are too many. The caller holds mu.
+func (fs *flows) of(key flowKey) *flow {
 	if f := fs.all[key]; f != nil {
 		f.touch(fs.idle)
 		return f
@@ -191,6 +204,9 @@ func (fs *flows) carry(ctx context.Context, f *flow) {
 		fs.mu.Lock()
 		defer fs.mu.Unlock()
 		fs.drop(f)
+		for len(f.in) > 0 { // nothing is put there any more
+			fs.waiting.Add(-int64(len(<-f.in)))
+		}
 	}()
 	p := fs.port
 	dial, cancel := context.WithTimeout(ctx, dialWithin)
@@ -210,7 +226,9 @@ func (fs *flows) carry(ctx context.Context, f *flow) {
 	for {
 		select {
 		case b := <-f.in:
-			if _, err := conn.Write(b); err != nil {
+			_, err := conn.Write(b)
+			fs.waiting.Add(-int64(len(b)))
+			if err != nil {
 				return
 			}
 		case <-ctx.Done():

@@ -136,10 +136,10 @@ func TestUDPTooManyPeers(t *testing.T) {
 		return nil, ctx.Err()
 	})
 	for i := range maxFlows {
-		fs.of(peer(i))
+		fs.put(peer(i), nil)
 	}
-	fs.of(peer(0)) // used again: the next is the oldest
-	fs.of(peer(maxFlows))
+	fs.put(peer(0), nil) // used again: the next is the oldest
+	fs.put(peer(maxFlows), nil)
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if len(fs.all) != maxFlows || fs.all[peer(0)] == nil || fs.all[peer(1)] != nil || fs.all[peer(maxFlows)] == nil {
@@ -150,11 +150,36 @@ func TestUDPTooManyPeers(t *testing.T) {
 	}
 }
 
+// What waits for a guest that takes nothing has a bound, and is let go with its flows.
+func TestUDPWaitingBytes(t *testing.T) {
+	fs := testFlows(t, time.Hour, func(ctx context.Context, _ string, _ uint16) (net.Conn, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
+	b := make([]byte, maxDatagram)
+	for i := range 2 * waitingBytes / maxDatagram {
+		fs.put(peer(i/10), b)
+	}
+	held := int64(0)
+	fs.mu.Lock()
+	for _, f := range fs.all {
+		held += int64(len(f.in)) * maxDatagram
+	}
+	for _, f := range fs.all {
+		fs.drop(f)
+	}
+	fs.mu.Unlock()
+	if held > waitingBytes || held < waitingBytes/2 {
+		t.Errorf("%d bytes wait", held)
+	}
+	eventually(t, "nothing waits any more", func() bool { return fs.waiting.Load() == 0 })
+}
+
 func TestUDPIdle(t *testing.T) {
 	fs := testFlows(t, 20*time.Millisecond, dialTo(map[uint16]string{53: echoUDP(t)}))
-	fs.of(peer(1)).in <- []byte("quiet")
+	fs.put(peer(1), []byte("quiet"))
 	eventually(t, "an idle flow goes", func() bool { return fs.port.open.Load() == 0 })
-	fs.of(peer(1)).in <- []byte("again")
+	fs.put(peer(1), []byte("again"))
 	if fs.port.open.Load() == 0 {
 		t.Error("a new one does not come")
 	}
