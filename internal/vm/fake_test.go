@@ -53,6 +53,8 @@ type fakeEngine struct {
 	// deaf guests do not power off when asked; stubborn ones do not end by /v1/end either.
 	deaf, stubborn bool
 	starts         int
+	// dialled is what a dial of wire.PortDial gets; nil for a refusal.
+	dialled func() (net.Conn, error)
 }
 
 func (e *fakeEngine) String() string {
@@ -173,6 +175,9 @@ func (m *fakeMachine) Next(ctx context.Context, after uint64) (vmm.Status, error
 
 // Dial reaches an agent that knows how to end.
 func (m *fakeMachine) Dial(_ context.Context, port uint32) (net.Conn, error) {
+	if port == wire.PortDial && m.engine.dialled != nil {
+		return m.engine.dialled()
+	}
 	if port != wire.PortAPI {
 		return nil, vmm.ErrRefused
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -24,6 +25,9 @@ const (
 	portsWithin = 10 * time.Second
 	// startPoll is how often it is looked whether a VM that is starting has been started.
 	startPoll = 20 * time.Millisecond
+	// maxTunnels is how many connections to ports of a VM there may be at a time: fewer than the 1023 streams that its channel has, or a flood of
+	// them would keep commands, ssh and its own shutdown out.
+	maxTunnels = 1008
 	// maxProcess is the longest name of a process that is believed, in bytes: the kernel's own have 15.
 	maxProcess = 64
 )
@@ -61,18 +65,26 @@ func (s *Service) dialGuest(ctx context.Context, nameOrID, network string, port 
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialWithin)
 	defer cancel()
+	if l.tunnels.Add(1) > maxTunnels {
+		l.tunnels.Add(-1)
+		return nil, tooMany(rec, port)
+	}
+	left := sync.OnceFunc(func() { l.tunnels.Add(-1) })
 	stream, err := l.machine.Dial(ctx, wire.PortDial)
+	if err != nil {
+		left()
+	}
 	switch {
 	case errors.Is(err, vmm.ErrRefused) && !l.carries.Load():
 		return nil, api.Errorf(api.KindConflict, "vm %q runs with an agent that does not carry ports: an older banger started it", rec.Name).
 			WithHint("restart it: banger vm restart %s", rec.Name)
 	case errors.Is(err, vmm.ErrRefused):
-		return nil, api.Errorf(api.KindUnavailable, "connect to port %d of vm %q: there are too many connections into it", port, rec.Name)
+		return nil, tooMany(rec, port)
 	case err != nil:
 		return nil, noPort(rec, port, err)
 	}
 	l.carries.Store(true)
-	conn, err := open(ctx, stream)
+	conn, err := open(ctx, &countedStream{stream, left})
 	switch {
 	case errors.Is(err, tunnel.ErrRefused):
 		return nil, api.Errorf(api.KindUnavailable, "nobody listens on %s port %d of vm %q: %w", network, port, rec.Name, vmm.ErrRefused).
@@ -81,6 +93,23 @@ func (s *Service) dialGuest(ctx context.Context, nameOrID, network string, port 
 		return nil, noPort(rec, port, err)
 	}
 	return conn, nil
+}
+
+// countedStream is a stream that is counted until it is closed.
+type countedStream struct {
+	net.Conn
+	left func()
+}
+
+// Close implements net.Conn.
+func (c *countedStream) Close() error {
+	defer c.left()
+	return c.Conn.Close()
+}
+
+func tooMany(rec store.VM, port uint16) error {
+	return api.Errorf(api.KindUnavailable, "connect to port %d of vm %q: there are too many connections into it", port, rec.Name).
+		WithHint("it has %d at most, through its forwards and its web pages: close some, or reach it by its own address in bridge mode", maxTunnels)
 }
 
 // noPort is the error of a guest that did not connect.

@@ -87,6 +87,8 @@ type live struct {
 	machine vmm.Machine
 	// carries tells that the guest's agent has carried a port: it is not one that cannot.
 	carries atomic.Bool
+	// tunnels are the connections to the guest's ports.
+	tunnels atomic.Int32
 	// ending is closed when the watcher has seen the end, unplugged once the VM joins the network no more, ended when the end is recorded.
 	ending, unplugged, ended chan struct{}
 
