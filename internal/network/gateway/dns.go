@@ -28,13 +28,16 @@ func (g *Gateway) serveUDP() {
 			return
 		}
 		peer := from.Addr().Unmap()
-		id, ok := g.peerID(peer)
-		if err != nil || n > maxUDPQuestion || !ok || !g.questions.take(peer) {
+		if err != nil || n > maxUDPQuestion || !g.questions.take(peer) {
 			continue // an error is one of an answer that did not arrive
 		}
 		msg := append([]byte(nil), buf[:n]...)
 		g.tasks.Go(func() {
 			defer g.questions.give(peer)
+			id, ok := g.peerID(peer) // takes its time: who asks much is not to take that of others
+			if !ok {
+				return
+			}
 			if answer := g.answer(id, true, msg); len(answer) > 0 {
 				_, _ = g.udp.WriteToUDPAddrPort(answer, from) // lost, as datagrams are
 			}

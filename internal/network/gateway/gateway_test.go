@@ -13,7 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/network/nettest"
 )
 
 // echo is an Answerer that says who asked what.
@@ -118,6 +121,56 @@ func TestDNS(t *testing.T) {
 		if _, err := io.ReadFull(c, got); err != nil || string(got) != want {
 			t.Fatalf("%q, %v", got, err)
 		}
+	}
+}
+
+// TestDNSWhoAsks: that it takes long to tell whose a question is holds nobody else up.
+func TestDNSWhoAsks(t *testing.T) {
+	ns := nettest.NewNS(t)
+	own, vm := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.9")
+	asked, hold := make(chan netip.Addr, 10), make(chan struct{})
+	defer close(hold)
+	var g *Gateway
+	var guest, host *net.UDPConn
+	ns.Do(t, func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		for _, a := range []netip.Addr{own, vm} {
+			if err := netlink.AddrAdd(lo, &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(32, 32)}}); err != nil {
+				return err
+			}
+		}
+		g, _ = open(t, func(c *Config) {
+			c.Address = own
+			c.VM = func(a netip.Addr) (string, bool) {
+				asked <- a
+				<-hold
+				return "", false
+			}
+		})
+		to := g.udp.LocalAddr().(*net.UDPAddr)
+		if guest, err = net.DialUDP("udp4", &net.UDPAddr{IP: vm.AsSlice()}, to); err != nil {
+			return err
+		}
+		host, err = net.DialUDP("udp4", nil, to)
+		return err
+	})
+	defer guest.Close()
+	defer host.Close()
+	if _, err := guest.Write([]byte("q")); err != nil {
+		t.Fatal(err)
+	}
+	if a := <-asked; a != vm {
+		t.Fatalf("%s asked", a)
+	}
+	_ = host.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, err := host.Write([]byte("q")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := host.Read(make([]byte, 100)); err != nil {
+		t.Error(err)
 	}
 }
 
