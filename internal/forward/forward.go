@@ -24,7 +24,7 @@ import (
 // Limits and times.
 const (
 	maxForwards    = 256  // of a VM
-	maxConnections = 4096 // of a VM, over TCP
+	maxConnections = 4096 // of a VM, over TCP, with those that are refused in the end
 	dialWithin     = 30 * time.Second
 	retryAfter     = 2 * time.Second
 	retryRarely    = 2 * time.Minute

@@ -14,7 +14,7 @@ import (
 
 // Limits of a forward of UDP.
 const (
-	maxFlows         = 1024
+	maxFlows         = 512 // half of what may lead into a VM: peers can be made up
 	flowIdle         = 90 * time.Second
 	waitingDatagrams = 64       // of a flow
 	waitingBytes     = 32 << 20 // of all flows: a guest may read nothing, and peers can be made up
