@@ -220,6 +220,46 @@ func TestProxy(t *testing.T) {
 	}
 }
 
+// TestProxyResets: what breaks on one side does not look like an end on the other.
+func TestProxyResets(t *testing.T) {
+	for _, breaks := range []string{"the host", "the guest"} {
+		t.Run(breaks, func(t *testing.T) {
+			ln, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ln.Close()
+			port := ln.Addr().(*net.TCPAddr).AddrPort().Port()
+			g, _ := open(t, func(c *Config) {
+				c.HostPort = func(string, uint16) bool { return true }
+				c.Destination = func(*net.TCPConn) (netip.AddrPort, error) { return netip.AddrPortFrom(c.Address, port), nil }
+			})
+			guest := dial(t, "127.0.0.9", g.proxy.Addr())
+			host, err := ln.AcceptTCP()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer host.Close()
+			_ = host.SetDeadline(time.Now().Add(20 * time.Second))
+			from, to := host, guest
+			if breaks == "the guest" {
+				from, to = to, from
+			}
+			if _, err := from.Write([]byte("half of it")); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(to, make([]byte, 10)); err != nil {
+				t.Fatal(err)
+			}
+			_ = from.SetLinger(0)
+			_ = from.Close()
+			if n, err := to.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("%d bytes, %v; want a reset", n, err)
+			}
+		})
+	}
+}
+
 // TestProxyRefuses: strangers, ports nobody was let through to, other destinations, and ports where nobody listens.
 func TestProxyRefuses(t *testing.T) {
 	other := func(dst string) func(*Config) {

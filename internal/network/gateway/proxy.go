@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"strconv"
@@ -71,7 +72,33 @@ func (g *Gateway) serveProxy(conn *net.TCPConn, peer netip.Addr) {
 	}
 	stop := context.AfterFunc(g.ctx, func() { _ = host.Close() })
 	defer stop()
-	relay.Join(conn, host)
+	other := host.(*net.TCPConn)
+	relay.Join(&end{conn, other}, &end{other, conn})
+}
+
+// end is one end of what is joined. When it breaks the other is about to be closed: with a reset then, so that nobody takes what came for
+// all there was.
+type end struct {
+	*net.TCPConn
+	other *net.TCPConn
+}
+
+// Read implements net.Conn.
+func (e *end) Read(b []byte) (int, error) {
+	n, err := e.TCPConn.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) {
+		_ = e.other.SetLinger(0)
+	}
+	return n, err
+}
+
+// Write implements net.Conn.
+func (e *end) Write(b []byte) (int, error) {
+	n, err := e.TCPConn.Write(b)
+	if err != nil {
+		_ = e.other.SetLinger(0)
+	}
+	return n, err
 }
 
 // reset closes a connection so that its peer sees a refusal, not the end of a conversation.
