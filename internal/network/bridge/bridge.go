@@ -44,6 +44,8 @@ type setup struct {
 	boot  *Boot // nil: nothing is to outlive a reboot
 	// forwardingWasOff: before banger made the bridge that was there already.
 	forwardingWasOff bool
+	// guarded is what the rules were made for; see guard.
+	guarded Config
 }
 
 // Setup makes what is not there yet and corrects what is, so that the host is as cfg says, and returns a line for each thing
@@ -83,6 +85,7 @@ func (s *setup) setUp(ctx context.Context) ([]string, error) {
 			unlock() // the unit is started, and finds all there
 			return s.forBoot(ctx)
 		}},
+		{"surplus", s.surplus}, // last: it cannot be taken back
 	}
 	for _, step := range steps {
 		err := context.Cause(ctx)

@@ -89,7 +89,11 @@ func state(t testing.TB, ns *nettest.NS) string {
 			return err
 		}
 		for _, r := range routes {
-			fmt.Fprintf(&b, "route %s by %d\n", r.Dst, r.LinkIndex)
+			by, err := netlink.LinkByIndex(r.LinkIndex)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(&b, "route %s by %s\n", r.Dst, by.Attrs().Name)
 		}
 		on, err := forwards()
 		fmt.Fprintf(&b, "forwarding %v\n", on)
@@ -161,7 +165,7 @@ func TestFailures(t *testing.T) {
 	})
 	before := state(t, ns)
 	failure := errors.New("failure")
-	for _, step := range []string{"change", "rules", "bridge", "taps", "other firewalls", "forwarding", "resolver", "boot"} {
+	for _, step := range []string{"change", "rules", "bridge", "taps", "other firewalls", "forwarding", "resolver", "boot", "surplus"} {
 		ns.Do(t, func() error {
 			asked := false
 			s := &setup{cfg: testConfig(), fault: func(at string) error {

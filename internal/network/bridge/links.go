@@ -70,11 +70,29 @@ func (s *setup) makeWay(old existing) error {
 	if err := s.notInUse("change", false); err != nil {
 		return err
 	}
-	if err := s.removeLinks(old); err != nil {
+	was, err := s.before(old)
+	if err != nil {
 		return err
 	}
-	s.undo = append(s.undo, func(ctx context.Context) error { return s.restoreForwarding(ctx, old) }) // which nobody would know of any more
-	return nil
+	s.undo = append(s.undo, func(ctx context.Context) error {
+		return errors.Join(was.bridge(ctx), was.taps(ctx), was.resolver(ctx))
+	})
+	return s.removeLinks(old)
+}
+
+// before is the setup of a bridge that is there, as far as its links go.
+func (s *setup) before(old existing) (*setup, error) {
+	c := Config{Name: s.cfg.Name, IP: old.mark.ip.Addr(), CIDR: old.mark.ip.Masked(), OwnerUID: old.mark.uid}
+	all, err := taps(c.Name)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range all {
+		if i, ok := tapIndex(c.Name, t.Attrs().Name); ok {
+			c.Taps = max(c.Taps, i+1)
+		}
+	}
+	return &setup{cfg: c, forwardingWasOff: old.mark.forwarding}, nil
 }
 
 // notInUse refuses where VMs are on the TAPs, unless force is set.
@@ -203,21 +221,22 @@ func (s *setup) taps(ctx context.Context) error {
 	if added > 0 {
 		s.say("%d TAPs for %s, %s to %s", added, userName(s.cfg.OwnerUID), tapName(s.cfg.Name, 0), tapName(s.cfg.Name, s.cfg.Taps-1))
 	}
-	return s.surplus()
+	return nil
 }
 
-// surplus removes TAPs beyond the pool, but for those that are used.
-func (s *setup) surplus() error {
+// surplus removes TAPs beyond the pool, but for those that are used and that the rules know.
+func (s *setup) surplus(context.Context) error {
 	all, err := taps(s.cfg.Name)
 	if err != nil {
 		return err
 	}
 	for _, t := range all {
 		name := t.Attrs().Name
-		if i, ok := tapIndex(s.cfg.Name, name); !ok || i < s.cfg.Taps {
+		i, ok := tapIndex(s.cfg.Name, name)
+		if !ok || i < s.cfg.Taps {
 			continue
 		}
-		if attached(t) {
+		if i < s.guarded.Taps && attached(t) {
 			s.say("%s stays until its VM has stopped and net setup runs again", name)
 			continue
 		}

@@ -54,7 +54,10 @@ func (s *setup) rules(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	text, revisionName := script(s.cfg, subnets)
+	if s.guarded, err = s.guard(); err != nil {
+		return err
+	}
+	text, revisionName := script(s.guarded, subnets)
 	before, err := s.tables(ctx)
 	if err != nil {
 		return err
@@ -65,11 +68,37 @@ func (s *setup) rules(ctx context.Context) error {
 	if err := s.nft(ctx, text); err != nil {
 		return err
 	}
-	if len(before) == 0 {
-		s.undo = append(s.undo, func(ctx context.Context) error { return (&setup{cfg: s.cfg}).removeRules(ctx) })
-	}
+	s.undo = append(s.undo, func(ctx context.Context) error { return s.restoreRules(ctx, before) })
 	s.say("firewall tables inet and bridge %s", tableName(s.cfg.Name))
 	return nil
+}
+
+// restoreRules has the tables as they were listed before, or none where there was none, all at once.
+func (s *setup) restoreRules(ctx context.Context, before map[string]string) error {
+	if len(before) == 0 {
+		return (&setup{cfg: s.cfg}).removeRules(ctx)
+	}
+	var b strings.Builder
+	for _, family := range families {
+		table := family + " " + tableName(s.cfg.Name)
+		fmt.Fprintf(&b, "table %s\ndelete table %s\n%s\n", table, table, before[family])
+	}
+	return s.nft(ctx, b.String())
+}
+
+// guard is the configuration that the rules are for: the pool reaches to the last TAP that a VM has, also where it was made smaller since.
+func (s *setup) guard() (Config, error) {
+	c := s.cfg
+	all, err := taps(c.Name)
+	if err != nil {
+		return c, err
+	}
+	for _, t := range all {
+		if i, ok := tapIndex(c.Name, t.Attrs().Name); ok && attached(t) && i < Addresses(c.CIDR) {
+			c.Taps = max(c.Taps, i+1)
+		}
+	}
+	return c, nil
 }
 
 // nft applies a script.

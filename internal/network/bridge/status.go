@@ -193,7 +193,11 @@ func (s *setup) seeRules(ctx context.Context) Check {
 	if err != nil {
 		return failed(err)
 	}
-	_, revisionName := script(s.cfg, subnets)
+	guarded, err := s.guard()
+	if err != nil {
+		return failed(err)
+	}
+	_, revisionName := script(guarded, subnets)
 	have, err := s.tables(ctx)
 	switch {
 	case err != nil:
