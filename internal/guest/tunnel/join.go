@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -44,7 +45,7 @@ func joinTCP(stream net.Conn, conn *net.TCPConn) error {
 		<-t.sent
 		return err
 	default:
-		return errors.Join(err, t.outlast(err))
+		return errors.Join(err, t.outlast())
 	}
 }
 
@@ -53,8 +54,36 @@ type tcpTunnel struct {
 	stream net.Conn
 	conn   *net.TCPConn
 	sent   chan error // what send returned
+	// writing is held while the program is written to, until broken is right: who is told of a reset first is the only one who is told.
+	writing sync.Mutex
 	// broken: the connection was reset. What can be read of it is the host's still, its end is none.
 	broken atomic.Bool
+}
+
+// write writes to the program.
+func (t *tcpTunnel) write(p []byte) error {
+	t.writing.Lock()
+	defer t.writing.Unlock()
+	_, err := t.conn.Write(p)
+	if err != nil {
+		// EPIPE says that the program's end had come before its reset (tcp_reset in net/ipv4/tcp_input.c).
+		t.broken.Store(!errors.Is(err, syscall.EPIPE))
+	}
+	return err
+}
+
+// reset tells whether the end that was read of the program is a reset that a write was told of, or is about to be.
+func (t *tcpTunnel) reset(raw syscall.RawConn) bool {
+	closed := false
+	_ = raw.Control(func(fd uintptr) { // fails where the tunnel has ended: nobody is there to be told
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		closed = err == nil && info.State == unix.BPF_TCP_CLOSE
+	})
+	if closed { // then no write waits
+		t.writing.Lock()
+		defer t.writing.Unlock()
+	}
+	return t.broken.Load()
 }
 
 // end closes both.
@@ -79,11 +108,9 @@ func (t *tcpTunnel) drain() {
 	}
 }
 
-// outlast goes on after the program has stopped to take what comes from the host, which is err: what it has said is carried on, and then the
+// outlast goes on after the program has stopped to take what comes from the host: what it has said is carried on, and then the
 // host is given time to read it.
-func (t *tcpTunnel) outlast(err error) error {
-	// These two say that the program's end had come before its reset (tcp_reset in net/ipv4/tcp_input.c).
-	t.broken.Store(!errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ENOTCONN))
+func (t *tcpTunnel) outlast() error {
 	sent := make(chan error, 1)
 	go func() {
 		err := <-t.sent
@@ -104,7 +131,7 @@ func (t *tcpTunnel) send() error {
 		if buf, n, err = readReady(raw); err != nil {
 			return err
 		}
-		if n == 0 && t.broken.Load() {
+		if n == 0 && t.reset(raw) {
 			frames.Put(buf)
 			return syscall.ECONNRESET
 		}
@@ -139,7 +166,7 @@ func (t *tcpTunnel) forward(n int) error {
 	for n > 0 {
 		k, err := t.stream.Read(buf[:min(len(buf), n)])
 		if k > 0 {
-			if _, err := t.conn.Write(buf[:k]); err != nil {
+			if err := t.write(buf[:k]); err != nil {
 				return err
 			}
 			n -= k

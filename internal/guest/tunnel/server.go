@@ -90,11 +90,15 @@ func (s *Server) dial(ctx context.Context, d wire.Dial, full bool) (net.Conn, er
 	case d.Network == TCP:
 		return dialFirst(ctx, TCP, s.targets(d.Port))
 	case d.Network == UDP:
-		listeners, err := s.UDPListeners()
-		if err != nil {
-			return nil, err
+		var to []netip.AddrPort
+		for tries := 0; tries < 2 && len(to) == 0; tries++ { // a socket that closes meanwhile may take another's place in the kernel's list
+			listeners, err := s.UDPListeners()
+			if err != nil {
+				return nil, err
+			}
+			to = udpTargets(listeners, d.Port)
 		}
-		return dialFirst(ctx, UDP, slices.Values(udpTargets(listeners, d.Port)))
+		return dialFirst(ctx, UDP, slices.Values(to))
 	}
 	return nil, fmt.Errorf("network %q is not known to this agent", d.Network)
 }
