@@ -113,8 +113,34 @@ func (p *proxy) serve(w http.ResponseWriter, r *http.Request, to target) {
 	}
 	// A guest may answer before it has read the request, or while it reads. Without this the answer would wait for the request's end.
 	_ = http.NewResponseController(w).EnableFullDuplex() // a writer that cannot is no connection of Serve
+	if peer, ok := r.Context().Value(peerKey{}).(*peerConn); ok && !r.ProtoAtLeast(1, 1) {
+		// The end of the connection is that of the answer: one that breaks off must not have it.
+		defer func() {
+			if v := recover(); v != nil {
+				_ = peer.SetLinger(0)
+				panic(v)
+			}
+		}()
+	}
 	ctx := context.WithValue(r.Context(), routeKey{}, route{to, id})
-	p.reverse.ServeHTTP(w, r.WithContext(ctx))
+	p.reverse.ServeHTTP(answer{w}, r.WithContext(ctx))
+}
+
+// answer is what a guest's answer is written to.
+type answer struct{ http.ResponseWriter }
+
+// Unwrap lets http.ResponseController through.
+func (a answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+
+// WriteHeader implements http.ResponseWriter.
+func (a answer) WriteHeader(status int) {
+	h := a.Header()
+	if status < 200 {
+		h.Del("Set-Cookie") // inspect sees final answers alone, and no other has a use for it
+	} else if _, ok := h["Content-Type"]; !ok {
+		h["Content-Type"] = nil // or one would be guessed
+	}
+	a.ResponseWriter.WriteHeader(status)
 }
 
 // find returns the id of the VM that has a name. Connections are kept by it: another VM may come by the name.
