@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -15,7 +16,7 @@ import (
 )
 
 // TestLongReach moves SIZE MiB, 1024 of them unless told otherwise, each way by every way from the host to a server in a VM, and compares what
-// came with its hash: in user mode through a forward and the web port, in bridge mode to the VM's address as well.
+// came with its hash; WAY names one of them: in user mode through a forward and the web port, in bridge mode to the VM's address as well.
 func TestLongReach(t *testing.T) {
 	size := int64(envNumber(t, "SIZE", 1024)) << 20
 	ways := func(t *testing.T, h *host, vm string, direct string, in func(f func() error) error) {
@@ -25,6 +26,9 @@ func TestLongReach(t *testing.T) {
 			to["address"] = direct
 		}
 		for way, address := range to {
+			if only := os.Getenv("WAY"); only != "" && only != way {
+				continue
+			}
 			client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (conn net.Conn, err error) {
 				err = in(func() error {
 					conn, err = (&net.Dialer{}).DialContext(ctx, "tcp", address)
@@ -37,6 +41,9 @@ func TestLongReach(t *testing.T) {
 			took := time.Since(start)
 			t.Logf("%s: %d MiB in and out took %s (%.1f MiB/s)", way, size>>20, took.Round(time.Second), 2*float64(size>>20)/took.Seconds())
 			client.CloseIdleConnections()
+			if g := decode[api.VMStats](t, h.ok("vm", "stats", vm, "-o", "json")).Guest; g != nil {
+				t.Logf("the guest has %d of %d MiB left\n%s", g.MemoryAvailableBytes>>20, g.MemoryTotalBytes>>20, h.inGuest(vm, "ps -eo rss,comm --sort=-rss | head -5; dmesg | grep -i 'out of memory\\|oom' | tail -3 || true"))
+			}
 		}
 	}
 	t.Run("user", func(t *testing.T) {
