@@ -73,7 +73,7 @@ type socket struct {
 
 func readSockets(tables []table) (sockets []socket, err error) {
 	for _, t := range tables {
-		err := eachLine("/proc/net/"+t.file, func(f []string) {
+		err := eachLine("/proc/thread-self/net/"+t.file, func(f []string) {
 			if s, ok := parseSocket(f, t.state); ok {
 				s.Protocol = t.protocol
 				sockets = append(sockets, s)

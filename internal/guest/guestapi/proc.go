@@ -55,7 +55,7 @@ func readStats(s *Stats, dataDir string) error {
 	}); err != nil {
 		return err
 	}
-	if err := eachLine("/proc/net/dev", func(f []string) {
+	if err := eachLine("/proc/thread-self/net/dev", func(f []string) {
 		if name, ok := strings.CutSuffix(f[0], ":"); ok && len(f) > 9 && name != "lo" {
 			in, _ := strconv.ParseInt(f[1], 10, 64)
 			out, _ := strconv.ParseInt(f[9], 10, 64)

@@ -32,8 +32,21 @@ func openPort(t testing.TB, host *nettest.NS, name string) port {
 	t.Helper()
 	p := port{got: make(chan []byte, 1024)}
 	host.Do(t, func() (err error) {
-		p.file, err = tap.Open(name)
-		return err
+		if p.file, err = tap.Open(name); err != nil {
+			return err
+		}
+		// The kernel tells the bridge in its own time that somebody is there; frames before that are lost.
+		tick := time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		for end := time.Now().Add(patience); ; <-tick.C {
+			link, err := netlink.LinkByName(name)
+			if err != nil || link.Attrs().OperState == netlink.OperUp {
+				return err
+			}
+			if time.Now().After(end) {
+				return fmt.Errorf("%q is %s", name, link.Attrs().OperState)
+			}
+		}
 	})
 	go func() {
 		b := make([]byte, virtioHeader+1<<16)

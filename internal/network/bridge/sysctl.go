@@ -61,7 +61,7 @@ func (s *setup) restoreForwarding(ctx context.Context, was existing) error {
 		return nil
 	}
 	rules, err := s.run.Output(ctx, hostexec.Cmd{Argv: []string{"nft", "list", "ruleset"}})
-	legacy, _ := os.ReadFile("/proc/self/net/ip_tables_names") // not there without the old kernel module
+	legacy, _ := os.ReadFile("/proc/thread-self/net/ip_tables_names") // not there without the old kernel module
 	if err != nil || len(legacy) > 0 || strings.Contains(string(rules), "hook forward") || strings.Contains(string(rules), "hook postrouting") {
 		s.say("net.ipv4.ip_forward stays 1: other firewall rules are there that may need it (it was 0 before: sysctl -w net.ipv4.ip_forward=0)")
 		return nil

@@ -82,11 +82,18 @@ type Starter interface{ Start() error }
 // Start starts a program inside the namespace, with all its threads and children.
 func (n *NS) Start(cmd Starter) error { return n.Try(cmd.Start) }
 
-// onThread runs f on a thread of its own, which ends with it: its namespace can be changed.
+// onThread runs f on a thread of its own, which ends with it: its namespace can be changed. It is not the first thread, which would not
+// end, and whose namespace /proc/self and /proc/net are about.
 func onThread(f func() error) error {
 	result := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread dies with the goroutine
+		if unix.Gettid() == unix.Getpid() {
+			err := onThread(f)
+			runtime.UnlockOSThread()
+			result <- err
+			return
+		}
 		result <- f()
 	}()
 	return <-result
