@@ -28,19 +28,3 @@ func (c *Client) DeleteImage(ctx context.Context, name string) error {
 	_, err := call[none](ctx, c, http.MethodDelete, "/images/"+url.PathEscape(name), nil)
 	return err
 }
-
-// Kernels returns the kernels of the store and of the catalog.
-func (c *Client) Kernels(ctx context.Context) ([]api.Kernel, error) {
-	return call[[]api.Kernel](ctx, c, http.MethodGet, "/kernels", nil)
-}
-
-// PullKernel makes a kernel local, or looks for a newer one of its name. Result: api.Kernel.
-func (c *Client) PullKernel(ctx context.Context, req api.PullKernel) (api.Operation, error) {
-	return call[api.Operation](ctx, c, http.MethodPost, "/kernels/pull", req)
-}
-
-// DeleteKernel deletes a kernel that no VM is pinned to.
-func (c *Client) DeleteKernel(ctx context.Context, name string) error {
-	_, err := call[none](ctx, c, http.MethodDelete, "/kernels/"+url.PathEscape(name), nil)
-	return err
-}
