@@ -38,7 +38,7 @@ func (s *server) putFiles(w http.ResponseWriter, r *http.Request) (any, error) {
 		return result(res), nil
 	}
 	e := asError(inWords(err))
-	filestream.Refuse(w, r, func() { reply(w, e.Kind.Status(), api.ErrorReply{Error: e}) })
+	filestream.Refuse(w, r, func(w http.ResponseWriter) { reply(w, e.Kind.Status(), api.ErrorReply{Error: e}) })
 	return answered{}, nil
 }
 
