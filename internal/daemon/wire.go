@@ -39,14 +39,16 @@ func newSupplies(d *Daemon) (*supplies, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &supplies{
+	s := &supplies{
 		images:  images{files: img, db: d.db, def: d.settings.DefaultImageName},
 		kernels: kernels{files: krn, db: d.db},
 		agents:  agents{paths: d.cfg.Paths, exe: d.cfg.Exe},
 		engine:  &supervise.Engine{Binary: d.cfg.Exe, Log: d.log},
 		engines: newEngines(d),
 		started: d.started,
-	}, nil
+	}
+	s.images.kernel = func(ctx context.Context, name string) error { return s.kernels.CheckPull(ctx, api.PullKernel{Name: name}) }
+	return s, nil
 }
 
 // EnsureImage implements vm.Supplies.

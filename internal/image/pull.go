@@ -51,23 +51,42 @@ func (s *Store) Pull(ctx context.Context, name string, _ PullOptions, rep progre
 	return api.Image{}, s.explain(ctx, name, errors.Join(errs...))
 }
 
-// explain puts the image's name before err, and gives a full disk its kind and hint.
+// explain says of which pull an error is.
 func (s *Store) explain(ctx context.Context, name string, err error) error {
+	return s.explainAs(ctx, fmt.Sprintf("pull image %q", name), err)
+}
+
+// explainAs puts before err what was to be done, and gives a full disk its kind and hint.
+func (s *Store) explainAs(ctx context.Context, what string, err error) error {
 	var known *api.Error
 	switch {
 	case ctx.Err() != nil:
-		return api.Errorf(api.KindCancelled, "pull image %q: %w", name, context.Cause(ctx))
+		return api.Errorf(api.KindCancelled, "%s: %w", what, context.Cause(ctx))
 	case errors.As(err, &known):
-		return fmt.Errorf("pull image %q: %w", name, err)
+		return fmt.Errorf("%s: %w", what, err)
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return api.Errorf(api.KindUnavailable, "pull image %q: %w", name, err).
-			WithHint("make room on the file system of %s: an image takes about 1.2GiB", s.cfg.Dir)
+		return api.Errorf(api.KindUnavailable, "%s: %w", what, err).
+			WithHint("make room on the file system of %s: an image takes a gigabyte or more; banger image prune removes what is not used", s.cfg.Dir)
 	}
-	return fmt.Errorf("pull image %q: %w", name, err)
+	if bad, ok := errors.AsType[*badTar](err); ok {
+		return api.Errorf(api.KindInvalid, "%s: %w", what, bad)
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }
 
 // pullSource makes an image local from one of its sources.
-func (s *Store) pullSource(ctx context.Context, e entry, src source, rep progress.Reporter) (img api.Image, err error) {
+func (s *Store) pullSource(ctx context.Context, e entry, src source, rep progress.Reporter) (api.Image, error) {
+	img := e.image()
+	img.Source, img.Default = src.String(), false
+	return s.build(ctx, img, rep, func(ctx context.Context, dir, out string) error {
+		b := &debian{store: s, src: src, host: newHost(os.DirFS("/"), s.cfg.Runner, os.Geteuid()), rep: rep}
+		return b.build(ctx, dir, out)
+	})
+}
+
+// build has an image made in a directory of its own, and puts it at its place: drive writes the base drive to out, and may use dir. Whatever
+// happens, nothing half-made is left.
+func (s *Store) build(ctx context.Context, img api.Image, rep progress.Reporter, drive func(ctx context.Context, dir, out string) error) (api.Image, error) {
 	if err := os.MkdirAll(s.cfg.Dir, 0o755); err != nil {
 		return api.Image{}, err
 	}
@@ -84,12 +103,9 @@ func (s *Store) pullSource(ctx context.Context, e entry, src source, rep progres
 	if err := os.Mkdir(built, 0o755); err != nil {
 		return api.Image{}, err
 	}
-	b := &debian{store: s, src: src, host: newHost(os.DirFS("/"), s.cfg.Runner, os.Geteuid()), rep: rep}
-	if err := b.build(ctx, dir, filepath.Join(built, fileRootfs)); err != nil {
+	if err := drive(ctx, dir, filepath.Join(built, fileRootfs)); err != nil {
 		return api.Image{}, err
 	}
-	img = e.image()
-	img.Source, img.Default = src.String(), false
 	return s.install(ctx, built, img, rep)
 }
 
