@@ -19,10 +19,9 @@ type imageExportOptions struct {
 func newImageExport(a *App) *cobra.Command {
 	o := &imageExportOptions{}
 	cmd := &cobra.Command{
-		Use:   "export NAME -o FILE",
-		Short: "Write an image to a bundle: one file, to take elsewhere",
-		Example: `  banger image export debian-bookworm -o bookworm.tar.zst
-  banger image import bookworm.tar.zst --name elsewhere`,
+		Use:               "export NAME -o FILE",
+		Short:             "Write an image to a bundle: one file, to take elsewhere",
+		Example:           `  banger image export debian-bookworm -o bookworm.tar.zst`,
 		Args:              args(1, 1, "the name of one image"),
 		ValidArgsFunction: a.completeImages(1, true),
 		RunE: func(cmd *cobra.Command, args []string) error {

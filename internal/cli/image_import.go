@@ -20,6 +20,9 @@ func newImageImport(a *App) *cobra.Command {
 		Example: `  banger image import bookworm.tar.zst
   banger image import bookworm.tar.zst --name elsewhere`,
 		Args: args(1, 1, "one bundle"),
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			return []cobra.Completion{"zst"}, cobra.ShellCompDirectiveFilterFileExt
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.req.Path = args[0]
 			return runImageImport(cmd.Context(), a, o)

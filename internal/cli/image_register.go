@@ -21,8 +21,9 @@ func newImageRegister(a *App) *cobra.Command {
 copied, by reflink where the file system can; what becomes of it later changes nothing.`,
 		Example: `  banger image register --name base --rootfs ./rootfs.ext4
   banger image register --name base --rootfs ./rootfs.tar.gz --kernel-ref generic-6.12`,
-		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return runImageRegister(cmd.Context(), a, o) },
+		Args:              noArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return runImageRegister(cmd.Context(), a, o) },
 	}
 	cmd.Flags().StringVar(&o.req.Name, "name", "", "`name` of the image")
 	cmd.Flags().StringVar(&o.req.Rootfs, "rootfs", "", "`file` with the root file system")

@@ -143,7 +143,7 @@ func TestStores(t *testing.T) {
 		code int
 		out  string
 	}{
-		{"image list", 0, "NAME             LOCAL  DEFAULT  SIZE    ON DISK  VMS  AGE  DESCRIPTION\ndebian-bookworm  yes    yes      900MiB  800MiB   1    -    Debian 12\n"},
+		{"image list", 0, "NAME             LOCAL  DEFAULT  SIZE    ON DISK  SHARED  VMS  AGE  DESCRIPTION\ndebian-bookworm  yes    yes      900MiB  800MiB   -       1    -    Debian 12\n"},
 		{"image show debian-bookworm -o name", 0, "debian-bookworm\n"},
 		{"image pull --build debian-bookworm", 0, "debian-bookworm sha256:abc\n"},
 		{"image delete x used y", 1, "x\ny\n"},

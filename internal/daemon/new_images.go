@@ -3,12 +3,14 @@ package daemon
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
 	"strings"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/image"
 	"git.thaloco.com/thaloco/banger/internal/progress"
 )
 
@@ -94,11 +96,7 @@ func (i *images) add(ctx context.Context, name string, rep progress.Reporter, bu
 	if err != nil {
 		return api.Image{}, err
 	}
-	img, err = i.keep(ctx, img)
-	if err != nil {
-		_ = i.collect(context.WithoutCancel(ctx)) // what could not be recorded has no name; the next start removes it else
-	}
-	return img, err
+	return i.keepNew(ctx, img)
 }
 
 // Tag gives an image another name as well.
@@ -115,4 +113,77 @@ func (i *images) Tag(ctx context.Context, name string, req api.TagImage) (api.Im
 	}
 	img.Name = req.As
 	return i.keep(ctx, img)
+}
+
+// CheckExport reports what is wrong with a request before any work is done for it.
+func (i *images) CheckExport(ctx context.Context, name string, req api.ExportImage) error {
+	if !filepath.IsAbs(req.Path) {
+		return api.Errorf(api.KindInvalid, "path %q is not absolute", req.Path)
+	}
+	if _, err := i.local(ctx, name); err != nil {
+		return err
+	}
+	return image.CheckExport(req.Path, req.Replace)
+}
+
+// Export writes an image to a bundle.
+func (i *images) Export(ctx context.Context, name string, req api.ExportImage, rep progress.Reporter) (api.Image, error) {
+	img, err := i.local(ctx, name)
+	if err != nil {
+		return api.Image{}, err
+	}
+	return img, i.files.Export(ctx, img, req.Path, req.Replace, rep)
+}
+
+// CheckImport reports what is wrong with a request before any work is done for it.
+func (i *images) CheckImport(ctx context.Context, req api.ImportImage) error {
+	if !filepath.IsAbs(req.Path) {
+		return api.Errorf(api.KindInvalid, "path %q is not absolute", req.Path)
+	}
+	if req.Name == "" {
+		return nil
+	}
+	return i.checkNew(ctx, req.Name, true)
+}
+
+// Import makes the image of a bundle local. One that was exported under a name of the catalog may have it, where nobody has it here.
+func (i *images) Import(ctx context.Context, req api.ImportImage, rep progress.Reporter) (api.Image, error) {
+	unlock, err := i.pulls.lock(ctx, cmp.Or(req.Name, req.Path), rep)
+	if err != nil {
+		return api.Image{}, err
+	}
+	defer unlock()
+	img, err := i.files.Import(ctx, req.Path, req.Name, func(name string) error { return i.checkImported(ctx, name, req.Name != "") }, rep)
+	if err != nil {
+		return api.Image{}, err
+	}
+	return i.keepNew(ctx, img)
+}
+
+// checkImported says whether the image of a bundle may have a name.
+func (i *images) checkImported(ctx context.Context, name string, asked bool) error {
+	if asked {
+		return i.checkNew(ctx, name, true)
+	}
+	if _, _, err := image.Canonical(name); err != nil || !image.Referenced(name) && image.CheckName(name) != nil {
+		return api.Errorf(api.KindInvalid, "the bundle's own name %q is none for an image", name).WithHint("give it another one: --name NAME")
+	}
+	if _, err := i.db.Image(ctx, name); err == nil {
+		return api.Errorf(api.KindConflict, "image %q is there already", name).WithHint("give it another name: --name NAME")
+	}
+	return nil
+}
+
+// keepNew is keep, and removes what could not be recorded.
+func (i *images) keepNew(ctx context.Context, img api.Image) (api.Image, error) {
+	kept, err := i.keep(ctx, img)
+	if err != nil {
+		i.holding.Lock()
+		defer i.holding.Unlock()
+		_, derr := i.db.ImageByDigest(ctx, img.Digest)
+		if api.KindOf(derr) == api.KindNotFound {
+			err = errors.Join(err, i.files.Remove(img.Digest))
+		}
+	}
+	return kept, err
 }

@@ -47,7 +47,9 @@ func newSupplies(d *Daemon) (*supplies, error) {
 		engines: newEngines(d),
 		started: d.started,
 	}
-	s.images.kernel = func(ctx context.Context, name string) error { return s.kernels.CheckPull(ctx, api.PullKernel{Name: name}) }
+	s.images.kernel = func(ctx context.Context, name string) error {
+		return s.kernels.CheckPull(ctx, api.PullKernel{Name: name})
+	}
 	return s, nil
 }
 

@@ -27,6 +27,10 @@ func Canonical(name string) (canonical string, reference bool, err error) {
 	if !oci.IsReference(name) {
 		return name, false, nil
 	}
+	if strings.HasPrefix(name, "/") || strings.HasPrefix(name, ".") || strings.HasPrefix(name, "~") {
+		return "", true, api.Errorf(api.KindInvalid, "%q is no name of an image", name).
+			WithHint("an image of a file: banger image register --name NAME --rootfs %s", name)
+	}
 	full, err := oci.Normalize(name)
 	if err != nil {
 		return "", true, err
@@ -55,3 +59,6 @@ func SameRepository(source, reference string) bool {
 	}
 	return r != "" && oci.Repository(source) == r
 }
+
+// Referenced tells whether a name is a reference.
+func Referenced(name string) bool { return oci.IsReference(name) }

@@ -84,9 +84,14 @@ func (s *Store) pullSource(ctx context.Context, e entry, src source, rep progres
 	})
 }
 
-// build has an image made in a directory of its own, and puts it at its place: drive writes the base drive to out, and may use dir. Whatever
-// happens, nothing half-made is left.
+// build is buildAs of an image that is known beforehand.
 func (s *Store) build(ctx context.Context, img api.Image, rep progress.Reporter, drive func(ctx context.Context, dir, out string) error) (api.Image, error) {
+	return s.buildAs(ctx, rep, func(ctx context.Context, dir, out string) (api.Image, error) { return img, drive(ctx, dir, out) })
+}
+
+// buildAs has an image made in a directory of its own, and puts it at its place: drive writes the base drive to out, says what image it is,
+// and may use dir. Whatever happens, nothing half-made is left.
+func (s *Store) buildAs(ctx context.Context, rep progress.Reporter, drive func(ctx context.Context, dir, out string) (api.Image, error)) (api.Image, error) {
 	if err := os.MkdirAll(s.cfg.Dir, 0o755); err != nil {
 		return api.Image{}, err
 	}
@@ -103,7 +108,8 @@ func (s *Store) build(ctx context.Context, img api.Image, rep progress.Reporter,
 	if err := os.Mkdir(built, 0o755); err != nil {
 		return api.Image{}, err
 	}
-	if err := drive(ctx, dir, filepath.Join(built, fileRootfs)); err != nil {
+	img, err := drive(ctx, dir, filepath.Join(built, fileRootfs))
+	if err != nil {
 		return api.Image{}, err
 	}
 	return s.install(ctx, built, img, rep)
