@@ -2,10 +2,11 @@ package cli
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
-	"io/fs"
+	"math/bits"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -70,17 +71,36 @@ func runImageFiles(ctx context.Context, a *App, o *imageInspectOptions) error {
 
 // fileLine is a file as ls -ln shows it.
 func fileLine(f api.ImageFile) string {
-	mode := fs.FileMode(f.Mode & 0o777)
-	for bit, m := range map[uint32]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
-		if f.Mode&bit != 0 {
-			mode |= m
-		}
-	}
-	mode |= map[string]fs.FileMode{"dir": fs.ModeDir, "symlink": fs.ModeSymlink, "char": fs.ModeDevice | fs.ModeCharDevice, "block": fs.ModeDevice,
-		"fifo": fs.ModeNamedPipe, "socket": fs.ModeSocket}[f.Type]
-	line := fmt.Sprintf("%-11s %3d %5d %5d %10d %s %s", mode, f.Links, f.UID, f.GID, f.Size, f.ModTime.Format(time.DateTime), safeText(f.Path))
+	line := fmt.Sprintf("%s %3d %5d %5d %10d %s %s", modeText(f), f.Links, f.UID, f.GID, f.Size, f.ModTime.Format(time.DateTime), safeText(f.Path))
 	if f.Target != "" {
 		line += " -> " + safeText(f.Target)
 	}
 	return line
+}
+
+// modeText is type and mode of a file as ls shows them.
+func modeText(f api.ImageFile) string {
+	letter := map[string]byte{"file": '-', "dir": 'd', "symlink": 'l', "char": 'c', "block": 'b', "fifo": 'p', "socket": 's'}[f.Type]
+	out := []byte{cmp.Or(letter, '?')}
+	for bit := uint32(0o400); bit > 0; bit >>= 1 {
+		c := byte('-')
+		if f.Mode&bit != 0 {
+			c = "xwr"[bits.TrailingZeros32(bit)%3]
+		}
+		out = append(out, c)
+	}
+	for at, special := range map[int]struct {
+		bit   uint32
+		yes   byte // where it may be executed as well
+		alone byte
+	}{3: {0o4000, 's', 'S'}, 6: {0o2000, 's', 'S'}, 9: {0o1000, 't', 'T'}} {
+		if f.Mode&special.bit != 0 {
+			if out[at] == 'x' {
+				out[at] = special.yes
+			} else {
+				out[at] = special.alone
+			}
+		}
+	}
+	return string(out)
 }

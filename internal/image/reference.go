@@ -61,7 +61,7 @@ func (s *Store) pullReference(ctx context.Context, ref string, o ReferenceOption
 	if err != nil {
 		return api.Image{}, err
 	}
-	img := api.Image{Name: cmp.Or(o.Name, name), Source: found.Reference, Arch: "amd64", Kernel: o.Kernel,
+	img := api.Image{Name: cmp.Or(o.Name, name), Description: "pulled from " + oci.Registry(ref), Source: found.Reference, Arch: "amd64", Kernel: o.Kernel,
 		Env: found.Env, WorkDir: found.WorkDir, User: found.User, Entry: found.Entrypoint, Cmd: found.Cmd}
 	if have := s.same(ctx, found.Reference, o.Have); have != nil {
 		rep.Note("it is here already, and the registry has no newer one")

@@ -19,6 +19,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/disk"
 	"git.thaloco.com/thaloco/banger/internal/ext4"
 	"git.thaloco.com/thaloco/banger/internal/hostfile"
+	"git.thaloco.com/thaloco/banger/internal/image/bundle"
 	"git.thaloco.com/thaloco/banger/internal/progress"
 )
 
@@ -117,6 +118,9 @@ func (s *Store) registerTar(ctx context.Context, img api.Image, f *os.File, notE
 	if !looksLikeTar(head) {
 		return api.Image{}, api.Errorf(api.KindInvalid, "%q is neither an ext4 file system nor a tar: %w", f.Name(), notExt4).
 			WithHint("make one with tar -C DIRECTORY -czf rootfs.tar.gz . or with mke2fs -t ext4 -d DIRECTORY rootfs.ext4 SIZE; a bundle is for banger image import")
+	}
+	if first, _ := head.Peek(512); bytes.HasPrefix(first, append([]byte(bundle.FirstMember), 0)) { // it is there, see looksLikeTar
+		return api.Image{}, api.Errorf(api.KindInvalid, "%q is a bundle, not a root file system", f.Name()).WithHint("banger image import %s --name %s", f.Name(), img.Name)
 	}
 	rep.Step("unpack " + filepath.Base(f.Name()))
 	return s.build(ctx, img, rep, func(ctx context.Context, _, out string) error {

@@ -138,7 +138,7 @@ func TestPullReference(t *testing.T) {
 	}
 	got := img
 	got.Digest, got.Source, got.CreatedAt, got.SizeBytes, got.DiskBytes = "", "", nil, 0, 0
-	want := api.Image{Name: ref, Arch: "amd64", Kernel: "mine", Env: cfg.Env, WorkDir: "/work", User: "1000", Entry: cfg.Entrypoint, Cmd: cfg.Cmd, Local: true}
+	want := api.Image{Name: ref, Description: "pulled from " + host, Arch: "amd64", Kernel: "mine", Env: cfg.Env, WorkDir: "/work", User: "1000", Entry: cfg.Entrypoint, Cmd: cfg.Cmd, Local: true}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
@@ -346,6 +346,9 @@ func TestExportImport(t *testing.T) {
 	path := filepath.Join(dir, "x.tar.zst")
 	if err := s.Export(t.Context(), img, path, false, progress.Discard); err != nil {
 		t.Fatal(err)
+	}
+	if _, err := s.Register(t.Context(), api.Image{Name: "x"}, path, progress.Discard); api.KindOf(err) != api.KindInvalid || !strings.Contains(api.AsError(err).Hint, "banger image import") {
+		t.Errorf("a bundle as a root file system: %v", err)
 	}
 	if err := s.Export(t.Context(), img, path, false, progress.Discard); api.KindOf(err) != api.KindConflict || !strings.Contains(api.AsError(err).Hint, "--force") {
 		t.Errorf("a file that is there: %v", err)

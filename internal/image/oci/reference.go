@@ -73,3 +73,12 @@ func Repository(s string) string {
 	}
 	return r.repository()
 }
+
+// Registry is the host that a reference is asked from; "" for what is none.
+func Registry(s string) string {
+	r, err := parse(s)
+	if err != nil {
+		return ""
+	}
+	return r.registry()
+}
