@@ -1,6 +1,7 @@
 package ext4
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -38,18 +39,12 @@ var incompatNames = map[uint32]string{
 }
 
 // incompatKnown are those that Linux 6.12 mounts (EXT4_FEATURE_INCOMPAT_SUPP in its fs/ext4/ext4.h).
-const (
-	incompatKnown      = 0x2 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000 | 0x10000 | 0x20000
-	incompatJournalDev = 0x8
-)
+const incompatKnown = 0x2 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000 | 0x10000 | 0x20000
 
 // known returns an error where the file system has features that make it
 // unreadable. Features that are unknown but compatible, or compatible when read
 // only, do not matter.
 func (s Super) known() error {
-	if s.incompat&incompatJournalDev != 0 {
-		return errors.New("it is the journal of another file system (feature journal_dev)")
-	}
 	var names []string
 	for rest := s.incompat &^ incompatKnown; rest != 0; rest &= rest - 1 {
 		bit := uint32(1) << bits.TrailingZeros32(rest)
@@ -108,8 +103,8 @@ func check(f *os.File) error {
 			return err
 		}
 	}
-	root, err := r.Lstat("/")
-	if err == nil && root.Mode&typeMask != typeDir {
+	root, err := r.call(context.Background(), maxLookup).inode(rootInode)
+	if err == nil && !root.isType(typeDir) {
 		err = errors.New("its root is not a directory")
 	}
 	if err != nil {

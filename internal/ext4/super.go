@@ -27,6 +27,7 @@ const (
 	compatSparse2  = 0x200  // sparse_super2: at most two backups of the superblock
 	incompatType   = 0x2    // filetype: directory entries tell the type of a file
 	incompatNeeds  = 0x4    // needs_recovery: the journal has to be replayed
+	incompatJDev   = 0x8    // journal_dev: it is only a journal
 	incompatMetaBG = 0x10   // meta_bg: descriptors lie in the groups they describe
 	incompat64bit  = 0x80   // 64-bit block numbers and larger group descriptors
 	incompatLarge  = 0x4000 // largedir: directories of more than 2 GiB
@@ -166,6 +167,8 @@ func (s Super) check() error {
 	// A block of each bitmap has to do for a group.
 	bits := uint32(s.BlockSize) * 8
 	switch {
+	case s.incompat&incompatJDev != 0:
+		return fmt.Errorf("%w: it is the journal of another (feature journal_dev)", ErrNotExt4)
 	case s.blocksPerGroup == 0 || uint64(s.blocksPerGroup) > uint64(bits)<<s.clusterBits,
 		s.inodesPerGroup == 0 || s.inodesPerGroup > bits,
 		s.Blocks <= uint64(s.firstDataBlock),
