@@ -103,6 +103,9 @@ func check(f *os.File) error {
 			return err
 		}
 	}
+	if uint64(s.groups())*uint64(s.inodesPerGroup) != uint64(s.Inodes) {
+		return fmt.Errorf("%w: %d inodes do not fill its groups", ErrDirty, s.Inodes)
+	}
 	root, err := r.call(context.Background(), maxLookup).inode(rootInode)
 	if err == nil && !root.isType(typeDir) {
 		err = errors.New("its root is not a directory")

@@ -53,6 +53,7 @@ func TestCheckState(t *testing.T) {
 		{name: "root is a file", commands: []string{"sif <2> mode 0100644"}, is: ErrDirty, want: "root is not a directory"},
 		{name: "wrong checksum", words: map[int]uint32{offUUID: 1}, is: ErrDirty, want: "checksum of its superblock"},
 		{name: "unknown checksums", words: map[int]uint32{offChecksumType &^ 3: 0x0200}, want: "unknown type 2"},
+		{name: "inodes", args: []string{"-O", "^metadata_csum"}, words: map[int]uint32{0: 77}, is: ErrDirty, want: "77 inodes"},
 		{name: "cut off", bytes: 3 << 20, want: "cut off: the file system has 4194304 bytes, the file 3145728"},
 		{name: "larger file", bytes: 5 << 20},
 		{name: "unknown feature", commands: []string{"feature FEATURE_I31"}, want: "unknown bit 0x80000000"},
