@@ -88,11 +88,11 @@ func TestCheckState(t *testing.T) {
 				t.Fatalf("error %v, want one with %q", err, c.want)
 			}
 			for _, sentinel := range []error{ErrDirty, ErrNotExt4} {
-				if errors.Is(err, sentinel) != (c.is == sentinel) {
-					t.Errorf("error %q is %v: %v", err, sentinel, c.is != sentinel)
+				if got := errors.Is(err, sentinel); got != errors.Is(c.is, sentinel) {
+					t.Errorf("error %q is %q: %v", err, sentinel, got)
 				}
 			}
-			if c.is == ErrDirty && !strings.Contains(err.Error(), "e2fsck -f") {
+			if errors.Is(c.is, ErrDirty) && !strings.Contains(err.Error(), "e2fsck -f") {
 				t.Errorf("error %q does not tell how to mend it", err)
 			}
 		})
