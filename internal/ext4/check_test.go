@@ -43,7 +43,7 @@ func TestCheckState(t *testing.T) {
 		want     string
 	}{
 		{name: "needs recovery", commands: []string{"feature needs_recovery"}, is: ErrDirty, want: "journal has to be replayed"},
-		{name: "mounted", args: []string{"-O", "^has_journal"}, commands: []string{"ssv state 0"}, is: ErrDirty, want: "not unmounted"},
+		{name: "mounted", args: []string{"-O", "^has_journal"}, commands: []string{"ssv state 0"}, is: ErrDirty, want: "check: it is still mounted"},
 		{name: "errors", commands: []string{"ssv state 3"}, is: ErrDirty, want: "found errors"},
 		{name: "errors counted", commands: []string{"ssv error_count 2"}, is: ErrDirty, want: "found errors"},
 		{name: "orphans", commands: []string{"ssv last_orphan 12"}, is: ErrDirty, want: "deleted files"},

@@ -40,8 +40,8 @@ func TestUpdateImages(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(tree, "d", strings.Repeat("n", 200)), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for k := range 40 {
-		if err := os.Symlink(strings.Repeat("t", k), filepath.Join(tree, "d", strings.Repeat("l", k+1))); err != nil && k > 0 { // none without a target
+	for k := 1; k < 40; k++ {
+		if err := os.Symlink(strings.Repeat("t", k), filepath.Join(tree, "d", strings.Repeat("l", k+1))); err != nil {
 			t.Fatal(err)
 		}
 	}
