@@ -103,6 +103,9 @@ func check(f *os.File) error {
 			return err
 		}
 	}
+	if uint64(s.groups())*uint64(s.inodesPerGroup) != uint64(s.Inodes) {
+		return fmt.Errorf("%w: %d inodes do not fill its groups", ErrDirty, s.Inodes)
+	}
 	root, err := r.call(context.Background(), maxLookup).inode(rootInode)
 	if err == nil && !root.isType(typeDir) {
 		err = errors.New("its root is not a directory")
@@ -133,11 +136,11 @@ func checkState(s Super, b []byte) error {
 	state := le.Uint16(b[offState:])
 	switch {
 	case s.NeedsRecovery:
-		return fmt.Errorf("%w: its journal has to be replayed; it is or was mounted", ErrDirty)
+		return fmt.Errorf("%w: its journal has to be replayed: it is still mounted, or was not unmounted", ErrDirty)
 	case s.Errors, le.Uint32(b[offErrorCount:]) != 0:
 		return fmt.Errorf("%w: the kernel found errors in it", ErrDirty)
 	case state&stateClean == 0:
-		return fmt.Errorf("%w: it was not unmounted", ErrDirty)
+		return fmt.Errorf("%w: it is still mounted, or was not unmounted", ErrDirty)
 	case state&stateOrphans != 0, s.roCompat&roOrphans != 0, le.Uint32(b[offOrphans:]) != 0:
 		return fmt.Errorf("%w: deleted files are left in it", ErrDirty)
 	}

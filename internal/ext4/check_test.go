@@ -43,7 +43,7 @@ func TestCheckState(t *testing.T) {
 		want     string
 	}{
 		{name: "needs recovery", commands: []string{"feature needs_recovery"}, is: ErrDirty, want: "journal has to be replayed"},
-		{name: "mounted", args: []string{"-O", "^has_journal"}, commands: []string{"ssv state 0"}, is: ErrDirty, want: "not unmounted"},
+		{name: "mounted", args: []string{"-O", "^has_journal"}, commands: []string{"ssv state 0"}, is: ErrDirty, want: "check: it is still mounted"},
 		{name: "errors", commands: []string{"ssv state 3"}, is: ErrDirty, want: "found errors"},
 		{name: "errors counted", commands: []string{"ssv error_count 2"}, is: ErrDirty, want: "found errors"},
 		{name: "orphans", commands: []string{"ssv last_orphan 12"}, is: ErrDirty, want: "deleted files"},
@@ -53,6 +53,7 @@ func TestCheckState(t *testing.T) {
 		{name: "root is a file", commands: []string{"sif <2> mode 0100644"}, is: ErrDirty, want: "root is not a directory"},
 		{name: "wrong checksum", words: map[int]uint32{offUUID: 1}, is: ErrDirty, want: "checksum of its superblock"},
 		{name: "unknown checksums", words: map[int]uint32{offChecksumType &^ 3: 0x0200}, want: "unknown type 2"},
+		{name: "inodes", args: []string{"-O", "^metadata_csum"}, words: map[int]uint32{0: 77}, is: ErrDirty, want: "77 inodes"},
 		{name: "cut off", bytes: 3 << 20, want: "cut off: the file system has 4194304 bytes, the file 3145728"},
 		{name: "larger file", bytes: 5 << 20},
 		{name: "unknown feature", commands: []string{"feature FEATURE_I31"}, want: "unknown bit 0x80000000"},
@@ -87,11 +88,11 @@ func TestCheckState(t *testing.T) {
 				t.Fatalf("error %v, want one with %q", err, c.want)
 			}
 			for _, sentinel := range []error{ErrDirty, ErrNotExt4} {
-				if errors.Is(err, sentinel) != (c.is == sentinel) {
-					t.Errorf("error %q is %v: %v", err, sentinel, c.is != sentinel)
+				if got := errors.Is(err, sentinel); got != errors.Is(c.is, sentinel) {
+					t.Errorf("error %q is %q: %v", err, sentinel, got)
 				}
 			}
-			if c.is == ErrDirty && !strings.Contains(err.Error(), "e2fsck -f") {
+			if errors.Is(c.is, ErrDirty) && !strings.Contains(err.Error(), "e2fsck -f") {
 				t.Errorf("error %q does not tell how to mend it", err)
 			}
 		})

@@ -1,6 +1,7 @@
 package ext4
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 )
@@ -129,59 +131,38 @@ func TestWalkEnds(t *testing.T) {
 	}
 }
 
-// TestHostile changes single fields of a good file system, to what e2fsck would not leave.
-func TestHostile(t *testing.T) {
+// TestTripleIndirect reads a block that is found only through three others.
+func TestTripleIndirect(t *testing.T) {
 	dir := t.TempDir()
-	for _, d := range []string{"a/b", "c", "secret/d"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, f := range []string{"file", "c/x"} {
-		if err := os.WriteFile(filepath.Join(dir, f), random(20000), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.Symlink(strings.Repeat("t", 100), filepath.Join(dir, "link")); err != nil {
-		t.Fatal(err)
-	}
-	good := mke2fs(t, 1<<20, "-t", "ext4", "-b", "1024", "-O", "^metadata_csum", "-d", dir)
-	image, err := os.ReadFile(good)
+	const size = 70 << 20
+	sparse(t, filepath.Join(dir, "f"), size, 0, 300<<10, size-4)
+	r := openTest(t, mke2fs(t, 1<<20, "-t", "ext2", "-b", "1024", "-d", dir))
+	got, err := r.ReadFile("f", size)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range []struct{ name, command, want string }{
-		{"nothing", "stats", ""},
-		{"directory in itself", "ln a a/b/loop", `directory "/a/b/loop" is in two places`},
-		{"the root in a directory", "ln / a/loop", `directory "/a/loop" is in two places`},
-		{"directory in two places", "ln a/b c/b", `directory "/c/b" is in two places`},
-		{"reserved inode", "ln <8> journal", "no file has this number"},
-		{"deleted inode", "sif file links_count 0", "it is deleted"},
-		{"no type", "sif file mode 07777", "of no type"},
-		{"directory that is a file", "sif a mode 0100755", ""},
-		{"file that is a directory", "sif c/x mode 040755", "damaged directory"},
-		{"link that is too long", "sif link size 5000", "path of 5000 bytes"},
-		{"link to nothing", "sif link size 0", "path of 0 bytes"},
-		{"link with zeros", "sif link size 900", "zero byte"},
-		{"extent tree without a magic number", "sif a block[0] 0", "damaged extent tree"},
-		{"extent outside", "sif a block[5] 0x7fffffff", "outside the file system"},
-		{"extents out of order", "sif a block[3] 9000000", ""}, // behind the end: nothing is left
-		{"extent tree too deep", "sif a block[1] 0x00060004", "damaged extent tree"},
-		{"extra size", "sif file extra_isize 4000", "larger than an inode"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "fs")
-			if err := os.WriteFile(path, image, 0o600); err != nil {
-				t.Fatal(err)
+	want, err := os.ReadFile(filepath.Join(dir, "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("the content differs")
+	}
+}
+
+// TestManyGoroutines uses one Reader from several goroutines.
+func TestManyGoroutines(t *testing.T) {
+	r := openTest(t, mke2fs(t, 1<<20, "-t", "ext4", "-d", treeWithLinks(t)))
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if err := r.Walk(t.Context(), func(string, Info) error { return nil }); err != nil {
+				t.Error(err)
 			}
-			out := tool(t, "debugfs", "-w", "-R", c.command, path)
-			err := openTest(t, path).Walk(t.Context(), func(string, Info) error { return nil })
-			if c.want == "" && err == nil {
-				return
-			}
-			if err == nil || !strings.Contains(err.Error(), c.want) || c.want == "" {
-				t.Errorf("error %v, want %q; debugfs: %s", err, c.want, out)
+			if b, err := r.ReadFile("/etc/twice", 100); err != nil || len(b) != 10 {
+				t.Errorf("%q, %v", b, err)
 			}
 		})
 	}
+	wg.Wait()
 }

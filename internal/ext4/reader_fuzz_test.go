@@ -40,8 +40,8 @@ func TestUpdateImages(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(tree, "d", strings.Repeat("n", 200)), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for k := range 40 {
-		if err := os.Symlink(strings.Repeat("t", k), filepath.Join(tree, "d", strings.Repeat("l", k+1))); err != nil && k > 0 { // none without a target
+	for k := 1; k < 40; k++ {
+		if err := os.Symlink(strings.Repeat("t", k), filepath.Join(tree, "d", strings.Repeat("l", k+1))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -162,9 +162,9 @@ func FuzzReader(f *testing.F) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
-		found := map[string]Info{}
+		found, count := map[string]Info{}, 0
 		err = r.Walk(ctx, func(path string, i Info) error {
-			if len(found) < 500 {
+			if count++; count%7 == 0 && len(found) < 20 || i.Mode&typeMask == typeRegular && len(found) < 30 {
 				found[path] = i
 			}
 			return nil
@@ -172,8 +172,8 @@ func FuzzReader(f *testing.F) {
 		if errors.Is(err, context.DeadlineExceeded) {
 			t.Error("Walk takes too long")
 		}
-		if err == nil && len(edits) == 0 && len(found) < 60 {
-			t.Errorf("an image as mke2fs made it has %d files", len(found))
+		if err == nil && len(edits) == 0 && count < 60 {
+			t.Errorf("an image as mke2fs made it has %d files", count)
 		}
 		readFound(t, r, found)
 	})
@@ -182,7 +182,7 @@ func FuzzReader(f *testing.F) {
 // readFound does with some of the files that Walk found what else a Reader can do.
 func readFound(t *testing.T, r *Reader, found map[string]Info) {
 	t.Helper()
-	const limit = 1 << 20
+	const limit = 512 << 10
 	paths := make([]string, 0, len(found))
 	for path := range found {
 		paths = append(paths, path)

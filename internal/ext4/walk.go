@@ -28,7 +28,11 @@ var (
 // error, and so is a name that is twice in a directory. f's error ends the walk,
 // and so does the end of ctx.
 func (r *Reader) Walk(ctx context.Context, f func(path string, i Info) error) error {
-	w := walk{call: r.call(ctx, maxWalk), f: f, files: maxFiles, held: maxHeld, seen: inodeSet{}}
+	w := walk{call: r.call(ctx, maxWalk), f: f, files: maxFiles, held: maxHeld, depth: maxDepth, seen: inodeSet{}}
+	return w.run()
+}
+
+func (w *walk) run() error {
 	root, err := w.inode(rootInode)
 	if err != nil {
 		return err
@@ -36,7 +40,7 @@ func (r *Reader) Walk(ctx context.Context, f func(path string, i Info) error) er
 	if !root.isType(typeDir) {
 		return errors.New("the root is not a directory")
 	}
-	return w.file("/", root, 0)
+	return w.file("/", root)
 }
 
 type walk struct {
@@ -44,6 +48,7 @@ type walk struct {
 	f     func(string, Info) error
 	files int      // that may still come
 	held  int      // bytes of names that may still be held
+	depth int      // of directories in directories that may be read
 	seen  inodeSet // directories
 }
 
@@ -53,7 +58,7 @@ type dirent struct {
 }
 
 // file reports a file and, of a directory, what is in it.
-func (w *walk) file(path string, i *inode, depth int) error {
+func (w *walk) file(path string, i *inode) error {
 	if w.files--; w.files < 0 {
 		return errTooMany
 	}
@@ -70,23 +75,20 @@ func (w *walk) file(path string, i *inode, depth int) error {
 	if !isDir || i.Encrypted {
 		return nil
 	}
-	if depth >= maxDepth {
-		return errTooDeep
-	}
-	return w.children(path, i, depth+1)
+	return w.children(path, i)
 }
 
-func (w *walk) children(path string, dir *inode, depth int) error {
+func (w *walk) children(path string, dir *inode) error {
+	if w.depth--; w.depth < 0 {
+		return errTooDeep
+	}
 	before := w.held
 	list, err := w.list(dir)
 	if err != nil {
 		return fmt.Errorf("directory %q: %w", path, err)
 	}
 	path = strings.TrimSuffix(path, "/") + "/"
-	for k, e := range list {
-		if k > 0 && list[k-1].name == e.name {
-			return fmt.Errorf("%q is twice in its directory", path+e.name)
-		}
+	for _, e := range list {
 		if len(path)+len(e.name) > maxWalkPath {
 			return errTooDeep
 		}
@@ -94,11 +96,12 @@ func (w *walk) children(path string, dir *inode, depth int) error {
 		if err != nil {
 			return fmt.Errorf("%q: %w", path+e.name, err)
 		}
-		if err := w.file(path+e.name, i, depth); err != nil {
+		if err := w.file(path+e.name, i); err != nil {
 			return err
 		}
 	}
 	w.held = before
+	w.depth++
 	return nil
 }
 
@@ -112,8 +115,16 @@ func (w *walk) list(dir *inode) ([]dirent, error) {
 		list = append(list, dirent{num, string(name)})
 		return nil
 	})
+	if err != nil {
+		return nil, err
+	}
 	slices.SortFunc(list, func(a, b dirent) int { return strings.Compare(a.name, b.name) })
-	return list, err
+	for k, e := range list[min(1, len(list)):] {
+		if e.name == list[k].name {
+			return nil, fmt.Errorf("%q is twice in it", e.name)
+		}
+	}
+	return list, nil
 }
 
 // inodeSet is a set of inode numbers: bits, by number/64.
