@@ -59,7 +59,7 @@ func newRoot(a *App) *cobra.Command {
 		group(groupStore, "image", "Get and look after images",
 			newImageList(a), newImageShow(a), newImagePull(a), newImageDelete(a)),
 		group(groupStore, "kernel", "Get and look after kernels",
-			newKernelList(a), newKernelPull(a), newKernelDelete(a)),
+			newKernelList(a), newKernelShow(a), newKernelPull(a), newKernelRegister(a), newKernelDelete(a)),
 		group(groupDaemon, "daemon", "Work the daemon, which other commands start by themselves",
 			newDaemonStart(a), newDaemonStop(a), newDaemonStatus(a), newDaemonLogs(a)),
 		group(groupDaemon, "config", "Look at the configuration",

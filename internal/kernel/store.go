@@ -170,7 +170,7 @@ func MendHint(k api.Kernel) string {
 	if !registered(k) {
 		return "banger kernel pull " + cmp.Or(k.Name, DefaultName)
 	}
-	return fmt.Sprintf("register it again, of the same files: banger kernel register --name %s --vmlinux %s", k.Name, k.Source)
+	return fmt.Sprintf("register it again, of the same files: banger kernel register --name %s --vmlinux %s", cmp.Or(k.Name, "NAME"), k.Source)
 }
 
 // registered reports whether a kernel came from files of the host, and from no package.
