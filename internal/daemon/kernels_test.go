@@ -9,6 +9,7 @@ import (
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/kernel"
+	"git.thaloco.com/thaloco/banger/internal/kernel/kmod/kmodtest"
 	"git.thaloco.com/thaloco/banger/internal/progress"
 	"git.thaloco.com/thaloco/banger/internal/store"
 )
@@ -28,19 +29,11 @@ func newKernels(t *testing.T) (*kernels, string) {
 	return &kernels{files: files, db: db}, t.TempDir()
 }
 
-// ownKernel writes the smallest file that is taken for a kernel, with all built in as far as is known.
+// ownKernel writes a kernel with all built in as far as is known.
 func ownKernel(t *testing.T, dir, release string) string {
 	t.Helper()
-	b := make([]byte, 64+2*56)
-	copy(b, "\x7fELF\x02\x01\x01")
-	copy(b[16:], "\x02\x00\x3e\x00\x01") // an executable for x86-64
-	b[32], b[52], b[54], b[56], b[58] = 64, 64, 56, 2, 64
-	text := "Linux version " + release + " (me@here)"
-	note := "\x04\x00\x00\x00\x04\x00\x00\x00\x12\x00\x00\x00Xen\x00\x00\x00\x00\x01" // the entry for QEMU
-	b[64], b[64+8], b[64+32] = 1, byte(len(b)), byte(len(text))
-	b[120], b[120+8], b[120+32] = 4, byte(len(b)+len(text)), byte(len(note))
 	path := filepath.Join(dir, "vmlinux-"+release)
-	if err := os.WriteFile(path, append(b, text+note...), 0o600); err != nil {
+	if err := os.WriteFile(path, kmodtest.Vmlinux{Release: release}.ELF(), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -150,26 +143,26 @@ func TestRegisterTwice(t *testing.T) {
 	}
 }
 
-// closing closes the database, or cancels, when a step begins.
-type closing struct {
+// atStep does something when a step begins.
+type atStep struct {
 	progress.Reporter
 	step string
 	do   func()
 }
 
-func (c closing) Step(name string) {
+func (c atStep) Step(name string) {
 	if strings.HasPrefix(name, c.step) {
 		c.do()
 	}
 }
 
-// What cannot be recorded is not kept.
+// Whatever step it is cancelled at, a registration leaves neither files nor a record.
 func TestRegisterLeavesNothing(t *testing.T) {
 	for _, step := range []string{"copy vmlinux", "prepare the modules", "make the modules drive"} {
 		k, dir := newKernels(t)
 		req := api.RegisterKernel{Name: "mine", Vmlinux: ownKernel(t, dir, "6.12.0")}
 		ctx, cancel := context.WithCancel(t.Context())
-		if _, err := k.Register(ctx, req, closing{progress.Discard, step, cancel}); err == nil || ctx.Err() == nil {
+		if _, err := k.Register(ctx, req, atStep{progress.Discard, step, cancel}); err == nil || ctx.Err() == nil {
 			t.Errorf("%s: cancelled, and %v", step, err)
 		}
 		if all, err := k.db.Kernels(t.Context()); err != nil || len(all) > 0 || len(stored(t, k)) > 0 {

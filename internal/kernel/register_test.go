@@ -65,7 +65,7 @@ func moduleTree(t testing.TB) map[string]string {
 }
 
 // ownFiles writes a kernel and its modules to a directory of the user's; tree is nil for no modules.
-func ownFiles(t testing.TB, k kernelELF, tree map[string]string) RegisterOptions {
+func ownFiles(t testing.TB, k kmodtest.Vmlinux, tree map[string]string) RegisterOptions {
 	t.Helper()
 	dir := t.TempDir()
 	o := RegisterOptions{Name: "mine", Vmlinux: filepath.Join(dir, "vmlinux")}
@@ -74,7 +74,7 @@ func ownFiles(t testing.TB, k kernelELF, tree map[string]string) RegisterOptions
 			t.Fatal(err)
 		}
 	}
-	write(o.Vmlinux, string(k.bytes(t)))
+	write(o.Vmlinux, string(k.ELF()))
 	if tree != nil {
 		o.Modules = filepath.Join(dir, "modules", ownRelease)
 		for name, text := range tree {
@@ -107,7 +107,7 @@ func contentOf(t testing.TB, dir string) map[string]string {
 
 func TestRegister(t *testing.T) {
 	f := newFixture(t)
-	o := ownFiles(t, kernelELF{release: ownRelease}, moduleTree(t))
+	o := ownFiles(t, kmodtest.Vmlinux{Release: ownRelease}, moduleTree(t))
 	before := contentOf(t, filepath.Dir(o.Vmlinux))
 	notes := &notesReporter{}
 	k, err := f.Register(t.Context(), o, notes)
@@ -134,7 +134,7 @@ func TestRegister(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, _ := os.ReadFile(files.Vmlinux); len(got) == 0 || strings.Contains(string(got), debugInfo) {
+	if got, _ := os.ReadFile(files.Vmlinux); len(got) == 0 || strings.Contains(string(got), kmodtest.DebugInfo) {
 		t.Errorf("vmlinux has %d bytes", len(got))
 	}
 	order, bodies := readBoot(t, files.BootArchive)
@@ -182,7 +182,7 @@ func TestRegisterCompressed(t *testing.T) {
 	for _, o := range builtinOptions() {
 		config[o] = "y"
 	}
-	k, err := f.Register(t.Context(), ownFiles(t, kernelELF{release: ownRelease, config: config}, moduleTree(t)), progress.Discard)
+	k, err := f.Register(t.Context(), ownFiles(t, kmodtest.Vmlinux{Release: ownRelease, Config: config}, moduleTree(t)), progress.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,12 +199,12 @@ func TestRegisterCompressed(t *testing.T) {
 func TestRegisterBuiltin(t *testing.T) {
 	f := newFixture(t)
 	for name, c := range map[string]struct {
-		kernel kernelELF
+		kernel kmodtest.Vmlinux
 		notes  string
 	}{
-		"all of it":          {kernelELF{release: ownRelease, config: builtinConfig()}, ""},
-		"but what is wanted": {kernelELF{release: ownRelease, config: builtinConfig("tun", "br_netfilter")}, "the kernel lacks tun and br_netfilter: its VMs do without"},
-		"nobody knows":       {kernelELF{release: ownRelease}, "whether the kernel has virtio_mmio, virtio_blk, "},
+		"all of it":          {kmodtest.Vmlinux{Release: ownRelease, Config: builtinConfig()}, ""},
+		"but what is wanted": {kmodtest.Vmlinux{Release: ownRelease, Config: builtinConfig("tun", "br_netfilter")}, "the kernel lacks tun and br_netfilter: its VMs do without"},
+		"nobody knows":       {kmodtest.Vmlinux{Release: ownRelease}, "whether the kernel has virtio_mmio, virtio_blk, "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			notes := &notesReporter{}
@@ -229,7 +229,7 @@ func TestRegisterBuiltin(t *testing.T) {
 
 func TestRegisterBzImage(t *testing.T) {
 	f := newFixture(t)
-	o := ownFiles(t, kernelELF{release: ownRelease, config: builtinConfig()}, nil)
+	o := ownFiles(t, kmodtest.Vmlinux{Release: ownRelease, Config: builtinConfig()}, nil)
 	want, err := f.Register(t.Context(), o, progress.Discard)
 	if err != nil {
 		t.Fatal(err)
@@ -252,12 +252,12 @@ func TestRegisterBzImage(t *testing.T) {
 // What is registered twice is stored once, and does not take the name of what is there.
 func TestRegisterSameContent(t *testing.T) {
 	f := newFixture(t)
-	o := ownFiles(t, kernelELF{release: ownRelease}, moduleTree(t))
+	o := ownFiles(t, kmodtest.Vmlinux{Release: ownRelease}, moduleTree(t))
 	first, err := f.Register(t.Context(), o, progress.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
-	o2 := ownFiles(t, kernelELF{release: ownRelease}, moduleTree(t))
+	o2 := ownFiles(t, kmodtest.Vmlinux{Release: ownRelease}, moduleTree(t))
 	o2.Name = "other"
 	second, err := f.Register(t.Context(), o2, progress.Discard)
 	want := first
@@ -276,7 +276,7 @@ func TestRegisterSameContent(t *testing.T) {
 // A damaged kernel is mended by the command its error names.
 func TestRegisterMends(t *testing.T) {
 	f := newFixture(t)
-	o := ownFiles(t, kernelELF{release: ownRelease}, moduleTree(t))
+	o := ownFiles(t, kmodtest.Vmlinux{Release: ownRelease}, moduleTree(t))
 	k, err := f.Register(t.Context(), o, progress.Discard)
 	if err != nil {
 		t.Fatal(err)
@@ -332,9 +332,9 @@ func TestRegisterRefuses(t *testing.T) {
 	module := func(m kmodtest.Module) []byte { return m.ELF() }
 	arm := module(kmodtest.Module{})
 	arm[18] = 183 // EM_AARCH64
-	own := kernelELF{release: ownRelease}
+	own := kmodtest.Vmlinux{Release: ownRelease}
 	for name, c := range map[string]struct {
-		kernel kernelELF
+		kernel kmodtest.Vmlinux
 		tree   map[string]string
 		change func(t *testing.T, o *RegisterOptions)
 		want   string // in the message
@@ -350,21 +350,21 @@ func TestRegisterRefuses(t *testing.T) {
 		"empty":          {own, nil, replaceText(t, ""), "only 0 bytes", "vmlinux"},
 		"text":           {own, nil, replaceText(t, strings.Repeat("text", 1000)), "neither an ELF file nor a bzImage", "vmlinux"},
 		"an arm64 Image": {own, nil, replaceText(t, strings.Repeat("\x00", offARM64)+"ARM\x64"+strings.Repeat("\x00", 1000)), "a kernel for arm64", ""},
-		"an arm64 ELF":   {kernelELF{release: ownRelease, machine: 183}, nil, nil, "EM_AARCH64", "x86-64"},
+		"an arm64 ELF":   {kmodtest.Vmlinux{Release: ownRelease, Machine: 183}, nil, nil, "EM_AARCH64", "x86-64"},
 		"lz4":            {own, nil, replaceText(t, string(bzImage(t, []byte("\x02\x21\x4c\x18 and so on"), ""))), "compressed by lz4", "gzip, zstd"},
-		"no release":     {kernelELF{config: builtinConfig()}, nil, nil, "does not say which Linux", ""},
-		"no PVH":         {kernelELF{release: ownRelease, noPVH: true, config: builtinConfig()}, nil, nil, "(CONFIG_PVH)", "build it again"},
+		"no release":     {kmodtest.Vmlinux{Config: builtinConfig()}, nil, nil, "does not say which Linux", ""},
+		"no PVH":         {kmodtest.Vmlinux{Release: ownRelease, NoPVH: true, Config: builtinConfig()}, nil, nil, "(CONFIG_PVH)", "build it again"},
 		"no driver": {own, lacking("overlay", "virtio_console"), nil,
 			"guests need what it lacks: virtio_console for the agent, on QEMU (CONFIG_VIRTIO_CONSOLE) and overlay for the root (CONFIG_OVERLAY_FS)", "as a module"},
 		"no vsock":            {own, lacking("vmw_vsock_virtio_transport"), nil, "(CONFIG_VIRTIO_VSOCKETS)", ""},
-		"no devtmpfs":         {kernelELF{release: ownRelease, config: without("DEVTMPFS")}, nil, nil, "CONFIG_DEVTMPFS", ""},
-		"no initrd":           {kernelELF{release: ownRelease, config: without("BLK_DEV_INITRD")}, moduleTree(t), nil, "CONFIG_BLK_DEV_INITRD", ""},
-		"modules not named":   {kernelELF{release: ownRelease, config: asModule("EXT4_FS")}, nil, nil, "ext4 for the root", "by --modules"},
+		"no devtmpfs":         {kmodtest.Vmlinux{Release: ownRelease, Config: without("DEVTMPFS")}, nil, nil, "CONFIG_DEVTMPFS", ""},
+		"no initrd":           {kmodtest.Vmlinux{Release: ownRelease, Config: without("BLK_DEV_INITRD")}, moduleTree(t), nil, "CONFIG_BLK_DEV_INITRD", ""},
+		"modules not named":   {kmodtest.Vmlinux{Release: ownRelease, Config: asModule("EXT4_FS")}, nil, nil, "ext4 for the root", "by --modules"},
 		"no modules":          {own, moduleTree(t), func(_ *testing.T, o *RegisterOptions) { o.Modules += "x" }, "there is no such directory", ""},
 		"modules are a file":  {own, nil, func(_ *testing.T, o *RegisterOptions) { o.Modules = o.Vmlinux }, "it is not a directory", "modules_install"},
 		"relative modules":    {own, nil, func(_ *testing.T, o *RegisterOptions) { o.Modules = "." }, "not absolute", ""},
 		"empty modules":       {own, map[string]string{"readme": "x"}, nil, "there are no modules in it", "modules_install"},
-		"of another release":  {kernelELF{release: "6.13.0"}, moduleTree(t), nil, `is of Linux 6.12.9-own, and the kernel is 6.13.0`, "one build"},
+		"of another release":  {kmodtest.Vmlinux{Release: "6.13.0"}, moduleTree(t), nil, `is of Linux 6.12.9-own, and the kernel is 6.13.0`, "one build"},
 		"the directory above": {own, moduleTree(t), func(_ *testing.T, o *RegisterOptions) { o.Modules = filepath.Dir(o.Modules) }, "not the directory of one kernel's modules", "modules/" + ownRelease},
 		"not a module":        {own, with("kernel/bad.ko", []byte("x")), nil, `"kernel/bad.ko"`, ""},
 		"bad xz":              {own, with("kernel/bad.ko.xz", []byte("x")), nil, `"kernel/bad.ko.xz"`, ""},
@@ -412,7 +412,7 @@ func replaceText(t *testing.T, text string) func(*testing.T, *RegisterOptions) {
 // Cancelled at any point, a registration leaves nothing, and the next one succeeds.
 func TestRegisterCancelledAnywhere(t *testing.T) {
 	f := newFixture(t)
-	o := ownFiles(t, kernelELF{release: ownRelease}, moduleTree(t))
+	o := ownFiles(t, kmodtest.Vmlinux{Release: ownRelease}, moduleTree(t))
 	cancelled := 0
 	for n := 1; ; n++ {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -449,7 +449,7 @@ func TestRegisterFullDisk(t *testing.T) {
 		t.Skip("mounting a small file system needs root")
 	}
 	f := newFixture(t)
-	o := ownFiles(t, kernelELF{release: ownRelease}, moduleTree(t))
+	o := ownFiles(t, kmodtest.Vmlinux{Release: ownRelease}, moduleTree(t))
 	full := 0
 	for size := 4; ; size += 32 {
 		if err := unix.Mount("tmpfs", f.dir, "tmpfs", 0, fmt.Sprintf("size=%dk", size)); err != nil {
