@@ -169,8 +169,11 @@ func readConfig(data []byte) (map[string]string, error) {
 	}
 	z.Multistream(false)
 	text, err := io.ReadAll(io.LimitReader(z, maxConfig+1))
-	if err != nil || len(text) > maxConfig {
-		return nil, fmt.Errorf("read the configuration in it: more than %d bytes, or %v: %w", maxConfig, err, errBzImage)
+	if err != nil {
+		return nil, fmt.Errorf("read the configuration in it: %w: %w", err, errBzImage)
+	}
+	if len(text) > maxConfig {
+		return nil, fmt.Errorf("read the configuration in it: more than %d bytes: %w", maxConfig, errBzImage)
 	}
 	config := map[string]string{}
 	for line := range strings.Lines(string(text)) {

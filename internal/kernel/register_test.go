@@ -381,10 +381,13 @@ func TestRegisterRefuses(t *testing.T) {
 			if c.change != nil {
 				c.change(t, &o)
 			}
+			kind := api.KindInvalid
+			if o.Name == DefaultName {
+				kind = api.KindConflict
+			}
 			_, err := f.Register(t.Context(), o, progress.Discard)
 			e := api.AsError(err)
-			if err == nil || !strings.Contains(e.Message, c.want) || !strings.Contains(e.Hint, c.hint) ||
-				e.Kind != api.KindInvalid && !(e.Kind == api.KindConflict && o.Name == DefaultName) {
+			if err == nil || !strings.Contains(e.Message, c.want) || !strings.Contains(e.Hint, c.hint) || e.Kind != kind {
 				t.Errorf("%s: %s (hint %q), want %q and %q", e.Kind, e.Message, e.Hint, c.want, c.hint)
 			}
 			if got := f.stored(t); len(got) > 0 {

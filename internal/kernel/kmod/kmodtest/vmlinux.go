@@ -63,13 +63,14 @@ func (k Vmlinux) text() string {
 	if k.Config == nil {
 		return text
 	}
-	lines := "#\n# Linux/x86 Kernel Configuration\n#\n# CONFIG_MODULES is not set\nCONFIG_CC_VERSION_TEXT=\"gcc\"\n"
+	var lines strings.Builder
+	lines.WriteString("#\n# Linux/x86 Kernel Configuration\n#\n# CONFIG_MODULES is not set\nCONFIG_CC_VERSION_TEXT=\"gcc\"\n")
 	for _, name := range slices.Sorted(maps.Keys(k.Config)) {
-		lines += "CONFIG_" + name + "=" + k.Config[name] + "\n"
+		lines.WriteString("CONFIG_" + name + "=" + k.Config[name] + "\n")
 	}
 	var config bytes.Buffer
 	z := gzip.NewWriter(&config)
-	_, err := z.Write([]byte(lines))
+	_, err := z.Write([]byte(lines.String()))
 	_ = errors.Join(err, z.Close()) // into memory: cannot fail
 	return text + "IKCFG_ST is what stands before it: IKCFG_ST" + config.String() + "IKCFG_ED"
 }
