@@ -191,7 +191,7 @@ func (o RegisterOptions) explainModules(err error) error {
 
 // lacks refuses a kernel that guests cannot run on.
 func (o RegisterOptions) lacks(f facts, n needs) error {
-	err := o.invalid("%s: guests need what it lacks: %s", o.Vmlinux, list(n.missing))
+	err := o.invalid("--vmlinux %q: guests need what it lacks: %s", o.Vmlinux, list(n.missing))
 	if o.Modules == "" && asModules(f) {
 		return err.WithHint("its configuration has some of it as modules: name the directory lib/modules/RELEASE by --modules")
 	}

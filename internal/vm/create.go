@@ -235,12 +235,14 @@ func (s *Service) make(ctx context.Context, req api.CreateVM, rep progress.Repor
 
 // kernel makes the kernel of a new VM local: the one asked for, or its image's.
 func (s *Service) kernel(ctx context.Context, req api.CreateVM, img Image, rep progress.Reporter) (Kernel, error) {
-	krn, err := s.cfg.Supplies.EnsureKernel(ctx, cmp.Or(req.Kernel, img.Image.Kernel), rep)
-	if req.Kernel == "" && api.KindOf(err) == api.KindNotFound { // deleted, or never here: the image may have come from elsewhere
-		return krn, api.Errorf(api.KindNotFound, "image %q is for a kernel that is not here: %w", img.Name, err).
-			WithHint("choose another by --kernel; banger kernel list shows what there is")
+	if req.Kernel == "" && img.Image.Kernel != "" {
+		// The image's may have been deleted, or was never here: an image may come from elsewhere.
+		if err := s.cfg.Supplies.CheckKernel(ctx, img.Image.Kernel); api.KindOf(err) == api.KindNotFound {
+			return Kernel{}, api.Errorf(api.KindNotFound, "image %q is for a kernel that is not here: %w", img.Name, err).
+				WithHint("choose another by --kernel; banger kernel list shows what there is")
+		}
 	}
-	return krn, err
+	return s.cfg.Supplies.EnsureKernel(ctx, cmp.Or(req.Kernel, img.Image.Kernel), rep)
 }
 
 // insert records a VM under the name asked for, or under one that is free.

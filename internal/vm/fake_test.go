@@ -288,11 +288,8 @@ func (f *fakeSupplies) CheckKernel(_ context.Context, name string) error {
 
 func (f *fakeSupplies) EnsureKernel(ctx context.Context, name string, _ progress.Reporter) (Kernel, error) {
 	krn := api.Kernel{Name: "krn", Digest: "sha256:" + strings.Repeat("2", 64), Arch: "amd64", Local: true}
-	switch name {
-	case "own":
+	if name == "own" {
 		krn.Name, krn.Digest = name, "sha256:"+strings.Repeat("3", 64)
-	case "gone":
-		return Kernel{}, api.Errorf(api.KindNotFound, "kernel %q is not known", name)
 	}
 	return Kernel{Kernel: krn, Vmlinux: "/vmlinux"}, errors.Join(f.fail("kernel"), f.db.PutKernel(context.WithoutCancel(ctx), krn))
 }
