@@ -37,6 +37,9 @@ type RegisterOptions struct {
 
 var nameRE = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
 
+// releaseRE matches what is named by a kernel's release.
+var releaseRE = regexp.MustCompile(`^[0-9]+\.[0-9]+`)
+
 // registeredTime is what the files of a registered kernel's drive bear as their time: what was copied without its times is the same kernel.
 var registeredTime = time.Unix(0, 0)
 
@@ -332,6 +335,10 @@ func (b *builder) takeModules(ctx context.Context, o RegisterOptions, compressed
 	if len(b.files) == 0 {
 		return o.invalid("--modules %q: there are no modules in it", o.Modules).
 			WithHint("give the directory lib/modules/RELEASE that make modules_install INSTALL_MOD_PATH=DIR makes")
+	}
+	modules := slices.ContainsFunc(b.files, func(f staged) bool { return kmod.IsModule(f.name) })
+	if name := filepath.Base(root); !modules && releaseRE.MatchString(name) && name != b.release { // lists alone do not say whose they are
+		return o.explainModules(fmt.Errorf("%w: the directory is of Linux %s, and the kernel is %s", errOtherRelease, name, b.release))
 	}
 	return nil
 }

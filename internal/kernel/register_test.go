@@ -365,6 +365,7 @@ func TestRegisterRefuses(t *testing.T) {
 		"relative modules":    {own, nil, func(_ *testing.T, o *RegisterOptions) { o.Modules = "." }, "not absolute", ""},
 		"empty modules":       {own, map[string]string{"readme": "x"}, nil, "there are no modules in it", "modules_install"},
 		"of another release":  {kmodtest.Vmlinux{Release: "6.13.0"}, moduleTree(t), nil, `is of Linux 6.12.9-own, and the kernel is 6.13.0`, "one build"},
+		"lists of another":    {kmodtest.Vmlinux{Release: "6.13.0"}, map[string]string{"modules.builtin": "kernel/fs/ext4.ko\n"}, nil, `the directory is of Linux 6.12.9-own`, "one build"},
 		"the directory above": {own, moduleTree(t), func(_ *testing.T, o *RegisterOptions) { o.Modules = filepath.Dir(o.Modules) }, "not the directory of one kernel's modules", "modules/" + ownRelease},
 		"not a module":        {own, with("kernel/bad.ko", []byte("x")), nil, `"kernel/bad.ko"`, ""},
 		"bad xz":              {own, with("kernel/bad.ko.xz", []byte("x")), nil, `"kernel/bad.ko.xz"`, ""},
