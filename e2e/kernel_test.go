@@ -34,6 +34,7 @@ func TestKernelRegister(t *testing.T) {
 	defer h.ok("kernel", "delete", "own")
 	t.Logf("registered within %s\n%s", r.took, r.stderr)
 	// The kernel loads the file system by itself, from the drive of its modules.
+	h.ok("image", "pull", "debian-bookworm") // takes its time where nothing is local yet
 	r = h.run("vm", "run", "--kernel", "own", "--rm", "--", "sh", "-c", "uname -r; mount -t vfat none /mnt 2>/dev/null; grep -w vfat /proc/filesystems; ls /lib/modules /sys/class/net")
 	if r.code != 0 {
 		t.Fatalf("run: exit status %d\n%s%s", r.code, r.stdout, r.stderr)
