@@ -62,8 +62,11 @@ type Images interface {
 // Kernels is the same for kernels.
 type Kernels interface {
 	List(ctx context.Context) ([]api.Kernel, error)
+	Kernel(ctx context.Context, name string) (api.Kernel, error)
 	CheckPull(ctx context.Context, req api.PullKernel) error
 	Pull(ctx context.Context, req api.PullKernel, rep progress.Reporter) (api.Kernel, error)
+	CheckRegister(ctx context.Context, req api.RegisterKernel) error
+	Register(ctx context.Context, req api.RegisterKernel, rep progress.Reporter) (api.Kernel, error)
 	Delete(ctx context.Context, name string) error
 }
 

@@ -86,7 +86,9 @@ func (s *Server) routes(mux *http.ServeMux) {
 	register(h, del, "/v1/images/{name}", none, "image-delete", s.deleteImage)
 
 	register(h, get, "/v1/kernels", ok, "kernel-list", s.listKernels)
+	register(h, get, "/v1/kernels/{name}", ok, "kernel-show", s.showKernel)
 	register(h, post, "/v1/kernels/pull", accepted, "kernel-pull", s.pullKernel)
+	register(h, post, "/v1/kernels/register", accepted, "kernel-register", s.registerKernel)
 	register(h, del, "/v1/kernels/{name}", none, "kernel-delete", s.deleteKernel)
 
 	register(h, get, "/v1/operations", ok, "operation-list", s.listOperations)

@@ -60,7 +60,7 @@ func newRoot(a *App) *cobra.Command {
 			newImageList(a), newImageCatalog(a), newImageShow(a), newImageInspect(a), newImagePull(a), newImageRegister(a), newImagePromote(a),
 			newImageExport(a), newImageImport(a), newImageTag(a), newImageDelete(a), newImagePrune(a)),
 		group(groupStore, "kernel", "Get and look after kernels",
-			newKernelList(a), newKernelPull(a), newKernelDelete(a)),
+			newKernelList(a), newKernelShow(a), newKernelPull(a), newKernelRegister(a), newKernelDelete(a)),
 		group(groupDaemon, "daemon", "Work the daemon, which other commands start by themselves",
 			newDaemonStart(a), newDaemonStop(a), newDaemonStatus(a), newDaemonLogs(a)),
 		group(groupDaemon, "config", "Look at the configuration",

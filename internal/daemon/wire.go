@@ -63,6 +63,12 @@ func (s *supplies) EnsureKernel(ctx context.Context, name string, rep progress.R
 	return s.kernels.ensure(ctx, name, rep)
 }
 
+// CheckKernel implements vm.Supplies.
+func (s *supplies) CheckKernel(ctx context.Context, name string) error {
+	_, err := s.kernels.Kernel(ctx, name)
+	return err
+}
+
 // ImageByDigest implements vm.Supplies.
 func (s *supplies) ImageByDigest(ctx context.Context, digest string) (vm.Image, error) {
 	img, err := s.images.db.ImageByDigest(ctx, digest)
