@@ -248,7 +248,7 @@ func TestImagesOfOnesOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.ok("vm", "run", "--name", "maker", "--image", "base", "--detach")
-	h.inGuest("maker", `set -e
+	h.ok("vm", "exec", "maker", "--", "sh", "-c", `set -e
 		echo made > /usr/made; chmod 4711 /usr/made; ln /usr/made /usr/linked; mkdir -p /srv/a; mkfifo /srv/a/pipe; mknod /srv/a/null c 1 3; chown 1234:4321 /srv/a
 		rm /etc/below; mkdir /etc/ssh; echo key > /etc/ssh/ssh_host_ed25519_key
 		echo mine > /root/mine; echo temp > /tmp/temp; mkdir -p /var/lib/docker; echo store > /var/lib/docker/store`)

@@ -29,8 +29,7 @@ func (f *vmFlags) register(a *App, cmd *cobra.Command) {
 	fl := cmd.Flags()
 	fl.StringVar(&f.name, "name", "", "`name` of the VM (default: a generated one)")
 	fl.StringVar(&f.image, "image", "", "`image` to start from (default: the configured one)")
-	fl.StringVar(&f.kernel, "kernel", "", "`kernel` to boot, by name (default: the image's own)")
-	fl.StringVar(&f.kernel, "kernel-ref", "", "the same as --kernel")
+	kernelFlag(a, cmd, &f.kernel, "`kernel` to boot, by name (default: the image's own)")
 	fl.IntVar(&f.cpus, "cpus", 0, "`number` of virtual CPUs (default: the configured one)")
 	fl.StringVar(&f.memory, "memory", "", "memory, a `size` such as 2GiB (default: the configured one)")
 	fl.StringVar(&f.disk, "disk", "", "disk, a `size` such as 20GiB (default: the configured one)")
@@ -39,10 +38,6 @@ func (f *vmFlags) register(a *App, cmd *cobra.Command) {
 	fl.StringArrayVarP(&f.publish, "publish", "p", nil, "a port of this host that leads to one of the VM: [HOSTIP:]HOST:GUEST[/udp], HOST 0 for one that is free, as `SPEC`; may be repeated")
 	fl.UintSliceVar(&f.hostPorts, "host-port", nil, "`port` of this host's 127.0.0.1 that the VM reaches as host.banger.vm, by TCP and UDP; may be repeated")
 	_ = cmd.RegisterFlagCompletionFunc("image", a.completeImages(0, false)) // fails only for an unknown flag
-	_ = fl.MarkHidden("kernel-ref")                                         // so do these
-	for _, name := range []string{"kernel", "kernel-ref"} {
-		_ = cmd.RegisterFlagCompletionFunc(name, a.completeKernels(0, false))
-	}
 	for _, name := range []string{"name", "cpus", "memory", "disk", "env", "publish", "host-port"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
 	}

@@ -63,7 +63,7 @@ func (s *Store) pullReference(ctx context.Context, ref string, o ReferenceOption
 	}
 	img := api.Image{Name: cmp.Or(o.Name, name), Description: "pulled from " + oci.Registry(ref), Source: found.Reference, Arch: "amd64", Kernel: o.Kernel,
 		Env: found.Env, WorkDir: found.WorkDir, User: found.User, Entry: found.Entrypoint, Cmd: found.Cmd}
-	if have := s.same(ctx, found.Reference, o.Have); have != nil {
+	if have := s.same(ctx, img, o.Have); have != nil {
 		rep.Note("it is here already, and the registry has no newer one")
 		img.Digest, img.SizeBytes, img.DiskBytes, img.Local, img.CreatedAt = have.Digest, have.SizeBytes, have.DiskBytes, true, have.CreatedAt
 		return img, nil
@@ -85,8 +85,8 @@ func (s *Store) pullReference(ctx context.Context, ref string, o ReferenceOption
 }
 
 // same finds an image that is local already, and undamaged.
-func (s *Store) same(ctx context.Context, source string, have []api.Image) *api.Image {
-	i := slices.IndexFunc(have, func(h api.Image) bool { return h.Source == source && h.Local })
+func (s *Store) same(ctx context.Context, want api.Image, have []api.Image) *api.Image {
+	i := slices.IndexFunc(have, func(h api.Image) bool { return h.Source == want.Source && h.Kernel == want.Kernel && h.Local })
 	if i < 0 || s.check(ctx, have[i].Digest, false) != nil {
 		return nil
 	}

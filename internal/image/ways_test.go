@@ -154,7 +154,7 @@ func TestPullReference(t *testing.T) {
 		t.Error(diff, err)
 	}
 	// The same files in an image that says something else of itself is another one.
-	other, err := s.PullReference(t.Context(), ref, ReferenceOptions{Name: "other", Kernel: "another"}, progress.Discard)
+	other, err := s.PullReference(t.Context(), ref, ReferenceOptions{Name: "other", Kernel: "another", Have: []api.Image{img}}, progress.Discard)
 	if err != nil || other.Digest == img.Digest || other.Name != "other" || other.Kernel != "another" {
 		t.Errorf("%+v, %v", other, err)
 	}
