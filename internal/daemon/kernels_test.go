@@ -88,7 +88,6 @@ func TestRegisterKernel(t *testing.T) {
 	}
 }
 
-
 // A damaged kernel says by which command it is registered again, and that is let do it.
 func TestRegisterOverDamage(t *testing.T) {
 	k, dir := newKernels(t)
