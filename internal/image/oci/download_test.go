@@ -417,6 +417,9 @@ func TestDamagedCache(t *testing.T) {
 				if !known {
 					img = resolve(t, c, ref)
 				}
+				if known { // what was decompressed during the download is still what it was
+					img.index.known[digestOf(l)].spool = nil
+				}
 				err := c.Flatten(t.Context(), img, io.Discard)
 				var e *api.Error
 				if !errors.As(err, &e) || e.Kind != api.KindUnavailable || !strings.Contains(e.Hint, "pull the image again") {
@@ -428,6 +431,39 @@ func TestDamagedCache(t *testing.T) {
 				assertTree(t, map[string]string{"/a": f(""), "/b": f(""), "/c": f("")}, flat(t, c, img))
 			})
 		}
+	}
+}
+
+// TestSpool has layers whose content is kept from the download, and those that are too large for that, or their disk too small.
+func TestSpool(t *testing.T) {
+	r := newRegistry(t)
+	l, bomb := layer(t, file("a", random(1, 1<<18))), layer(t, file("b", string(make([]byte, 32<<20))))
+	ref := r.pushLayers("i:1", l, bomb)
+	c := newClient(t)
+	img := resolve(t, c, ref)
+	if err := c.Fetch(t.Context(), img, progress.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if k := img.index.known[digestOf(l)]; k == nil || k.spool == nil || k.spool.size < 1<<18 {
+		t.Errorf("of a layer is kept %+v", k)
+	}
+	if k := img.index.known[digestOf(bomb)]; k == nil || k.spool != nil {
+		t.Errorf("of a layer that is small only when it is compressed is kept %+v", k)
+	}
+	// What is kept is what is used.
+	if err := os.WriteFile(c.path(digestOf(l)), l[:9], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Flatten(t.Context(), img, io.Discard); err != nil {
+		t.Error(err)
+	}
+	if s := newSpool(c.cfg.Cache+"/not-there", 1<<20); s.err == nil || s.finish() != nil {
+		t.Error("a spool in no directory")
+	}
+	s := newSpool(c.cfg.Cache, 1<<20)
+	s.f.Close() // a disk that does not work
+	if n, err := s.Write(make([]byte, 1<<20)); n != 1<<20 || err != nil || s.finish() != nil {
+		t.Errorf("%d bytes written, %v", n, err)
 	}
 }
 

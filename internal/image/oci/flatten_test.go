@@ -303,7 +303,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	}
 	l := layer(t, many...)
 	tree := newTree(newBudget(1000, maxMemory))
-	items, err := list(t.Context(), bytes.NewReader(l), newBudget(maxEntries, maxMemory))
+	items, err := list(t.Context(), bytes.NewReader(l), newBudget(maxEntries, maxMemory), io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -311,7 +311,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		t.Error("5,000 directories that no entry is for cost nothing")
 	}
 	big := layer(t, symlink("l", strings.Repeat("l", 4000)), file("f", "").xattr("user.a", random(1, 4000)), dir("d").xattr("user.a", random(1, 4000)))
-	if _, err := list(t.Context(), bytes.NewReader(big), newBudget(maxEntries, 8000)); err == nil {
+	if _, err := list(t.Context(), bytes.NewReader(big), newBudget(maxEntries, 8000), io.Discard); err == nil {
 		t.Error("links and attributes cost nothing")
 	}
 	b := newBudget(maxEntries, maxMemory)
@@ -319,7 +319,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	if _, err := flatBytes(t.Context(), l, l); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := list(t.Context(), bytes.NewReader(l), b); err != nil || before-b.bytes.Load() < 50*200 {
+	if _, err := list(t.Context(), bytes.NewReader(l), b, io.Discard); err != nil || before-b.bytes.Load() < 50*200 {
 		t.Errorf("names cost %d bytes, %v", before-b.bytes.Load(), err)
 	}
 }
