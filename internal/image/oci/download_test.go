@@ -268,10 +268,8 @@ func TestRetryAfter(t *testing.T) {
 	var asked []time.Time
 	r.set(func(w http.ResponseWriter, _ *http.Request, _ []byte, nth int) bool {
 		asked = append(asked, time.Now())
-		if nth == 1 {
-			says(429, "Retry-After", "1")(w, nil, nil)
-		} else if nth == 2 {
-			says(429, "Retry-After", "3600")(w, nil, nil)
+		if nth <= 2 {
+			says(429, "Retry-After", []string{"1", "3600"}[nth-1])(w, nil, nil)
 		}
 		return nth <= 2
 	})
@@ -437,8 +435,8 @@ func TestDamagedCache(t *testing.T) {
 // TestSpool has layers whose content is kept from the download, and those that are too large for that, or their disk too small.
 func TestSpool(t *testing.T) {
 	r := newRegistry(t)
-	l, bomb := layer(t, file("a", random(1, 1<<18))), layer(t, file("b", string(make([]byte, 32<<20))))
-	ref := r.pushLayers("i:1", l, bomb)
+	l, large, bomb := layer(t, file("a", random(1, 1<<18))), layer(t, file("b", string(make([]byte, 8<<20)))), layer(t, file("c", string(make([]byte, 80<<20))))
+	ref := r.pushLayers("i:1", l, large, bomb)
 	c := newClient(t)
 	img := resolve(t, c, ref)
 	if err := c.Fetch(t.Context(), img, progress.Discard); err != nil {
@@ -447,8 +445,11 @@ func TestSpool(t *testing.T) {
 	if k := img.index.known[digestOf(l)]; k == nil || k.spool == nil || k.spool.size < 1<<18 {
 		t.Errorf("of a layer is kept %+v", k)
 	}
-	if k := img.index.known[digestOf(bomb)]; k == nil || k.spool != nil {
+	if k := img.index.known[digestOf(large)]; k == nil || k.spool != nil {
 		t.Errorf("of a layer that is small only when it is compressed is kept %+v", k)
+	}
+	if k := img.index.known[digestOf(bomb)]; k != nil {
+		t.Errorf("of one that is much larger then is kept %+v", k)
 	}
 	// What is kept is what is used.
 	if err := os.WriteFile(c.path(digestOf(l)), l[:9], 0o600); err != nil {

@@ -130,8 +130,8 @@ func walk(r io.Reader, f func(n int, h *tar.Header, content io.Reader) error) er
 		h, err := tr.Next()
 		if err == io.EOF {
 			// What follows the end mark is of no use; that the compressed stream is whole is.
-			_, err = io.Copy(io.Discard, r)
-			return err
+			_, bad := io.Copy(io.Discard, r)
+			return bad
 		}
 		if err != nil {
 			return err

@@ -13,6 +13,8 @@ import (
 const (
 	// spoolTimes is how many times as large as the layer it may be; what is larger is made to fill the disk.
 	spoolTimes = 16
+	// bombTimes is how many times as large a download is not listed any further, so that it does not wait for that.
+	bombTimes = 64
 	// spoolMost is how large it may be in any case, in bytes, and spoolLeft how many bytes have to be left on the disk.
 	spoolMost = 4 << 30
 	spoolLeft = 4 << 30
@@ -30,13 +32,14 @@ type spool struct {
 	w       *bufio.Writer
 	size    int64
 	most    int64
+	bomb    int64 // the size that is an error
 	checked int64 // the size at which the disk was looked at
 	err     error // why it is not kept
 }
 
 // newSpool is one in a directory, for a layer of some bytes. One that cannot be made, or grows too large, is not kept, which is no error of anything.
 func newSpool(dir string, layer int64) *spool {
-	s := &spool{most: min(layer*spoolTimes+1<<20, spoolMost), checked: -spoolCheck}
+	s := &spool{most: min(layer*spoolTimes+1<<20, spoolMost), bomb: (layer + 1<<20) * bombTimes, checked: -spoolCheck}
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		s.err = err
@@ -47,12 +50,15 @@ func newSpool(dir string, layer int64) *spool {
 	return s
 }
 
-// Write implements io.Writer. It never fails.
+// Write implements io.Writer. It fails only for what is too large even to be read through.
 func (s *spool) Write(p []byte) (int, error) {
+	if s.size += int64(len(p)); s.size > s.bomb {
+		return 0, errSpool
+	}
 	if s.err != nil {
 		return len(p), nil
 	}
-	if s.size += int64(len(p)); s.size > s.most {
+	if s.size > s.most {
 		s.drop(errSpool)
 		return len(p), nil
 	}
