@@ -229,6 +229,6 @@ func newClient(t testing.TB, change ...func(*Config)) *Client {
 		f(&cfg)
 	}
 	c := New(cfg)
-	c.pace = pace{first: time.Millisecond, longest: 20 * time.Millisecond, stall: 30 * time.Second}
+	c.pace = pace{first: time.Millisecond, longest: 20 * time.Millisecond, stall: time.Hour}
 	return c
 }
