@@ -327,3 +327,24 @@ func TestAnotherProcess(t *testing.T) {
 		t.Errorf("%d of %d bytes were served", served, len(l))
 	}
 }
+
+// TestOneComesLate waits for a fetch that has been given up, and has not ended.
+func TestOneComesLate(t *testing.T) {
+	r := newRegistry(t)
+	l := layer(t, file("a", ""))
+	c := newClient(t)
+	img := resolve(t, c, r.pushLayers("i:1", l))
+	old := &fetch{done: make(chan struct{}), err: errUnwanted, cancel: func(error) {}}
+	c.fetches[digestOf(l)] = old
+	ended := make(chan error)
+	go func() { ended <- c.Fetch(t.Context(), img, progress.Discard) }()
+	waiters(t, c, l, 1)
+	c.mu.Lock()
+	delete(c.fetches, digestOf(l))
+	c.mu.Unlock()
+	close(old.done)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	assertCached(t, c, map[string]int{nameOf(l): len(l)})
+}
