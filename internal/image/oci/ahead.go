@@ -73,6 +73,11 @@ func newAhead(ctx context.Context, layers []source, n int) *ahead {
 
 // run reads a layer to its end, whoever reads what is in it, and how much of that.
 func (a *ahead) run(ctx context.Context, s source) error {
+	if s.spool != nil { // of a layer that was what its digest says
+		a.err = a.fill(ctx, s.spool.open())
+		close(a.full)
+		return nil
+	}
 	f, err := s.open()
 	if err != nil {
 		a.err = err
@@ -86,13 +91,18 @@ func (a *ahead) run(ctx context.Context, s source) error {
 	return check.rest()
 }
 
-// decompress fills chunks, and returns why it ends: io.EOF for the end.
+// decompress is fill with what is in a layer.
 func (a *ahead) decompress(ctx context.Context, r io.Reader) error {
 	z, err := decompress(r)
 	if err != nil {
 		return err
 	}
 	defer z.Close()
+	return a.fill(ctx, z)
+}
+
+// fill fills chunks, and returns why it ends: io.EOF for the end.
+func (a *ahead) fill(ctx context.Context, z io.Reader) error {
 	for made := 0; ; {
 		var b []byte
 		select {
@@ -111,7 +121,7 @@ func (a *ahead) decompress(ctx context.Context, r io.Reader) error {
 				return context.Cause(ctx)
 			}
 		}
-		n, err := fill(z, b)
+		n, err := readFull(z, b)
 		if n > 0 {
 			a.full <- b[:n] // there is room for all chunks
 		}
@@ -126,8 +136,8 @@ func (a *ahead) decompress(ctx context.Context, r io.Reader) error {
 	}
 }
 
-// fill is io.ReadFull with the reader's own word for its end.
-func fill(r io.Reader, b []byte) (n int, err error) {
+// readFull is io.ReadFull with the reader's own word for its end.
+func readFull(r io.Reader, b []byte) (n int, err error) {
 	for n < len(b) && err == nil {
 		var m int
 		m, err = r.Read(b[n:])

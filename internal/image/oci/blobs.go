@@ -193,9 +193,10 @@ func (c *Client) explainDisk(err error) error {
 
 // index are the entries of layers that Fetch has come by, for Flatten.
 type index struct {
-	mu    sync.Mutex // guards what follows
-	known map[v1.Hash]*listed
-	cost  int64
+	mu     sync.Mutex // guards what follows
+	known  map[v1.Hash]*listed
+	cost   int64
+	spools int
 }
 
 func (i *index) put(d v1.Hash, l *listed) {
@@ -204,7 +205,11 @@ func (i *index) put(d v1.Hash, l *listed) {
 	if l == nil || i.known[d] != nil || i.cost+l.cost > maxKept {
 		return
 	}
-	i.known[d] = l
+	kept := *l // the layer is another image's, too
+	if i.spools++; i.spools > maxSpools {
+		kept.spool = nil
+	}
+	i.known[d] = &kept
 	i.cost += l.cost
 }
 
@@ -216,6 +221,6 @@ func (i *index) takeAll(layers []Layer) map[v1.Hash]*listed {
 	for _, l := range layers {
 		out[l.Digest] = i.known[l.Digest]
 	}
-	i.known, i.cost = map[v1.Hash]*listed{}, 0
+	i.known, i.cost, i.spools = map[v1.Hash]*listed{}, 0, 0
 	return out
 }

@@ -87,9 +87,10 @@ func (d *download) run(ctx context.Context) (*listed, error) {
 			return nil, err
 		case p.size > before:
 			failed, wait, denied = 0, d.c.pace.first, false
-		}
-		if failed++; failed >= attempts {
-			return nil, err
+		default:
+			if failed++; failed >= attempts {
+				return nil, err
+			}
 		}
 		d.c.cfg.Log.Debug("fetch a layer again", "layer", d.l.Digest.String(), "at", p.size, "err", err)
 		if err := sleep(ctx, max(wait, min(retryAfter(err), d.c.pace.longest))); err != nil {

@@ -28,12 +28,14 @@ type source struct {
 	open   func() (io.ReadCloser, error)
 	digest v1.Hash
 	known  *listed // nil where its entries are not known yet
+	spool  *spool  // what is in it, decompressed; nil where that is not kept
 }
 
 // listed are the entries of a layer.
 type listed struct {
 	items []item
 	cost  int64
+	spool *spool // what is in the layer, decompressed; nil where it is not kept
 }
 
 // damaged is the error of a layer that is not what its digest says.
@@ -55,7 +57,10 @@ func (c *Client) Flatten(ctx context.Context, img *Image, w io.Writer) error {
 	layers := make([]source, len(img.Layers))
 	for n, l := range img.Layers {
 		name := c.path(l.Digest)
-		layers[n] = source{open: func() (io.ReadCloser, error) { return os.Open(name) }, digest: l.Digest, known: known[l.Digest]}
+		layers[n] = source{open: func() (io.ReadCloser, error) { return os.Open(name) }, digest: l.Digest}
+		if k := known[l.Digest]; k != nil {
+			layers[n].known, layers[n].spool = k, k.spool
+		}
 	}
 	err := flatten(ctx, layers, w)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
@@ -76,6 +81,9 @@ func flatten(ctx context.Context, layers []source, w io.Writer) error {
 	t, err := merge(ctx, layers)
 	if err != nil {
 		return err
+	}
+	for n := range layers {
+		layers[n].known = nil // they are in the tree now, and may be much
 	}
 	dirs, others, files := t.collect(len(layers))
 	out := bufio.NewWriterSize(&writer{ctx, w}, writeBuffer)
@@ -144,7 +152,7 @@ func merge(ctx context.Context, layers []source) (*tree, error) {
 		}
 		if uses[l.digest]--; uses[l.digest] == 0 {
 			cost.give(all[of].cost)
-			all[of], layers[of].known = nil, nil
+			all[of] = nil
 		}
 	}
 	return t, nil
@@ -159,7 +167,7 @@ func (s source) list(ctx context.Context, cost *budget) (*listed, error) {
 	defer f.Close()
 	check := newChecked(hostfile.Reader(ctx, f), s.digest)
 	before := cost.bytes.Load()
-	items, err := list(ctx, check, cost)
+	items, err := list(ctx, check, cost, io.Discard)
 	if bad := check.rest(); bad != nil {
 		return nil, bad
 	}

@@ -130,8 +130,8 @@ func walk(r io.Reader, f func(n int, h *tar.Header, content io.Reader) error) er
 		h, err := tr.Next()
 		if err == io.EOF {
 			// What follows the end mark is of no use; that the compressed stream is whole is.
-			_, err = io.Copy(io.Discard, r)
-			return err
+			_, bad := io.Copy(io.Discard, r)
+			return bad
 		}
 		if err != nil {
 			return err
@@ -142,8 +142,8 @@ func walk(r io.Reader, f func(n int, h *tar.Header, content io.Reader) error) er
 	}
 }
 
-// list are the entries of a layer as it was served. They cost b.
-func list(ctx context.Context, r io.Reader, b *budget) ([]item, error) {
+// list are the entries of a layer as it was served. They cost b. What is decompressed on the way goes to tee, too.
+func list(ctx context.Context, r io.Reader, b *budget, tee io.Writer) ([]item, error) {
 	z, err := decompress(hostfile.Reader(ctx, r))
 	if err != nil {
 		return nil, err
@@ -151,7 +151,7 @@ func list(ctx context.Context, r io.Reader, b *budget) ([]item, error) {
 	defer z.Close()
 	var out []item
 	dirs := map[string]string{} // so that each is there once
-	err = walk(hostfile.Reader(ctx, z), func(n int, h *tar.Header, _ io.Reader) error {
+	err = walk(io.TeeReader(hostfile.Reader(ctx, z), tee), func(n int, h *tar.Header, _ io.Reader) error {
 		if h.Typeflag == tar.TypeXGlobalHeader {
 			return nil
 		}

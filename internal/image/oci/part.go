@@ -29,6 +29,7 @@ type part struct {
 	size   int64
 	lister *lister
 	ctx    context.Context // the lister's
+	spool  func() *spool   // where what is decompressed goes
 }
 
 // openPart opens what is there of a layer, once no other process has it open. It is nil where the other one has fetched the layer meanwhile.
@@ -41,7 +42,7 @@ func (c *Client) openPart(ctx context.Context, l Layer) (*part, error) {
 	if c.has(l) {
 		return nil, errors.Join(os.Remove(name), f.Close())
 	}
-	p := &part{f: f, hash: sha256.New(), ctx: ctx}
+	p := &part{f: f, hash: sha256.New(), ctx: ctx, spool: func() *spool { return newSpool(c.cfg.Cache, l.Size) }}
 	if p.size, err = io.Copy(p.hash, io.LimitReader(hostfile.Reader(ctx, f), l.Size)); err == nil {
 		_, err = f.Seek(p.size, io.SeekStart)
 	}
@@ -52,7 +53,7 @@ func (c *Client) openPart(ctx context.Context, l Layer) (*part, error) {
 		_ = f.Close()
 		return nil, err
 	}
-	p.lister = newLister(ctx, f, p.size)
+	p.lister = newLister(ctx, f, p.size, p.spool())
 	return p, nil
 }
 
@@ -112,7 +113,7 @@ func (p *part) empty() error {
 	p.size = 0
 	_, err := p.f.Seek(0, io.SeekStart)
 	if err = errors.Join(err, p.f.Truncate(0)); err == nil {
-		p.lister = newLister(p.ctx, p.f, 0)
+		p.lister = newLister(p.ctx, p.f, 0, p.spool())
 	}
 	return err
 }
@@ -155,15 +156,18 @@ type lister struct {
 
 var errEmptied = errors.New("the download begins anew")
 
-func newLister(ctx context.Context, f io.ReaderAt, size int64) *lister {
+func newLister(ctx context.Context, f io.ReaderAt, size int64, keep *spool) *lister {
 	l := &lister{f: f, size: size, done: make(chan struct{})}
 	l.more.L = &l.mu
 	go func() {
 		defer close(l.done)
 		b := newBudget(maxEntries, maxEarly)
-		if items, err := list(ctx, l, b); err == nil {
-			l.out = &listed{items: items, cost: maxEarly - b.bytes.Load()}
+		items, err := list(ctx, l, b, keep)
+		if err != nil {
+			keep.drop(err)
+			return
 		}
+		l.out = &listed{items: items, cost: maxEarly - b.bytes.Load(), spool: keep.finish()}
 	}()
 	return l
 }

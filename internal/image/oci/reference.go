@@ -12,6 +12,9 @@ import (
 // dockerHub is what the library calls what everybody calls docker.io.
 const dockerHub = "index.docker.io"
 
+// maxRepository is how long the name of a repository may be, in bytes, without its registry.
+const maxRepository = 255
+
 // reference is where an image is.
 type reference struct {
 	name.Reference
@@ -27,8 +30,21 @@ func parse(s string) (reference, error) {
 		return reference{}, api.Errorf(api.KindInvalid, "%q is no reference to an image: %w", s, err).
 			WithHint("as in docker.io/library/alpine:3.20, or ghcr.io/org/image@sha256:HEX")
 	}
+	repo := r.Context().RepositoryStr()
+	if len(repo) > maxRepository { // the library counts what was typed, without the library/ before it
+		return reference{}, api.Errorf(api.KindInvalid, "%q is no reference to an image: longer than %d letters", repo, maxRepository)
+	}
+	for part := range strings.SplitSeq(repo, "/") {
+		// The library lets . and .. pass, which would lead elsewhere in a URL.
+		if part == "" || !isAlnum(part[0]) || !isAlnum(part[len(part)-1]) {
+			return reference{}, api.Errorf(api.KindInvalid, "%q is no reference to an image: %q has to begin and end with a letter or digit", s, part).
+				WithHint("as in docker.io/library/alpine:3.20, or ghcr.io/org/image@sha256:HEX")
+		}
+	}
 	return reference{r}, nil
 }
+
+func isAlnum(c byte) bool { return 'a' <= c && c <= 'z' || '0' <= c && c <= '9' }
 
 // Normalize is a reference in full: "docker.io/library/alpine:latest". One with a tag and a digest loses the tag, which says nothing more then.
 func Normalize(s string) (string, error) {

@@ -195,8 +195,7 @@ func isLayer(t types.MediaType) bool {
 
 // explain gives an error of a registry a kind and a hint.
 func (c *Client) explain(ctx context.Context, r reference, err error, options ...remote.Option) error {
-	var known *api.Error
-	if errors.As(err, &known) {
+	if _, known := errors.AsType[*api.Error](err); known {
 		return err
 	}
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.DeadlineExceeded) {
