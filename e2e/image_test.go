@@ -133,7 +133,7 @@ func layerOf(t testing.TB, files map[string]string) []byte {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for n, content := range files {
-		if err := w.WriteHeader(&tar.Header{Name: n, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(content))}); err != nil {
+		if err := w.WriteHeader(&tar.Header{Name: n, Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(content))}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := io.WriteString(w, content); err != nil {
@@ -205,6 +205,21 @@ func TestImagesOfRegistries(t *testing.T) {
 		}
 		h.fails(1, []string{`in use by vm "bb"`}, "image", "delete", "bb", ref)
 		h.ok("vm", "delete", "--force", "bb")
+	})
+	t.Run("nothing but a program", func(t *testing.T) {
+		h.t = t
+		path, err := exec.LookPath("busybox")
+		if err != nil {
+			t.Fatal(err)
+		}
+		program, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		push(t, at+"/scratch", v1.Config{Entrypoint: []string{"/program", "echo"}, Cmd: []string{"what", "it runs"}}, layerOf(t, map[string]string{"program": string(program)}))
+		if r := h.run("vm", "run", "--rm", "--image", at+"/scratch"); r.code != 0 || r.stdout != "what it runs\n" {
+			t.Errorf("exit status %d, stdout %q, stderr %q", r.code, r.stdout, r.stderr)
+		}
 	})
 	for _, tag := range []string{"none", "openrc"} {
 		t.Run("debian with init "+tag, func(t *testing.T) {

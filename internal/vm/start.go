@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -239,7 +240,7 @@ func (s *Service) spec(ctx context.Context, rec store.VM, rep progress.Reporter)
 			{ID: wire.DriveModules, Path: krn.ModulesDrive, ReadOnly: true},
 		},
 		Identity: wire.Identity{VM: rec.ID, Hostname: rec.Name, MachineID: rec.MachineID, Env: append(append([]string{}, img.Env...), rec.Env...),
-			WorkDir: img.WorkDir, User: img.User, DataBytes: rec.DiskBytes,
+			WorkDir: img.WorkDir, User: img.User, Cmd: slices.Concat(img.Entry, img.Cmd), DataBytes: rec.DiskBytes,
 			AuthorizedKeys: []string{user.Public}, SSHHostKey: rec.SSHHostKey, Network: &lease.Network},
 		TAP: lease.TAP, Unsafe: rec.RemoveOnExit}
 	s.runOn(&spec, eng, rec.CPUs)

@@ -153,7 +153,7 @@ func started(pid int) {
 func (a *agent) defaults() process.Defaults {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return process.Defaults{Env: a.id.Env, WorkDir: a.id.WorkDir, User: a.id.User}
+	return process.Defaults{Env: a.id.Env, WorkDir: a.id.WorkDir, User: a.id.User, Cmd: a.id.Cmd}
 }
 
 // welcome takes clock and entropy of the host; after the first the guest is reachable.

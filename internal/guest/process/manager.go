@@ -43,6 +43,8 @@ type Defaults struct {
 	WorkDir string
 	// User is name or uid, and :group; empty for the user the agent runs as.
 	User string
+	// Cmd runs where a shell is asked for and the guest has none; empty for an error then.
+	Cmd []string
 }
 
 // Config is what a Manager needs. The zero value is usable.

@@ -127,7 +127,10 @@ func (m *Manager) resolve(req *wire.ExecStart) (*command, *wire.ExecError) {
 	cmd := &command{argv: req.Argv, env: env, dir: dir, user: user}
 	if len(req.Argv) == 0 {
 		cmd.loginShell()
-		return cmd, nil
+		if _, err := os.Stat(cmd.files[0]); err == nil || len(def.Cmd) == 0 || def.Cmd[0] == "" {
+			return cmd, nil
+		}
+		cmd.argv = def.Cmd
 	}
 	return cmd, cmd.search(env.get("PATH"))
 }

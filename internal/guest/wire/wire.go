@@ -137,6 +137,8 @@ type Identity struct {
 	// WorkDir and User are the image's; empty for /root and root.
 	WorkDir string `json:"work_dir,omitempty"`
 	User    string `json:"user,omitempty"`
+	// Cmd is the image's entrypoint and command, which run where a shell is asked for and the image has none.
+	Cmd []string `json:"cmd,omitempty"`
 	// DataBytes is the size the data file system is to have; grown online where it is smaller.
 	DataBytes int64 `json:"data_bytes,omitempty"`
 	// AuthorizedKeys are lines of authorized_keys for the agent's ssh server.
