@@ -10,18 +10,20 @@ type Image struct {
 	Description string `json:"description,omitempty"`
 	Source      string `json:"source,omitempty"`
 	Arch        string `json:"arch"`
-	// SizeBytes is the size of the file, DiskBytes what it takes on the host.
-	SizeBytes int64      `json:"size_bytes,omitempty"`
-	DiskBytes int64      `json:"disk_bytes,omitempty"`
-	Kernel    string     `json:"kernel,omitempty"`
-	Env       []string   `json:"env,omitempty"`
-	WorkDir   string     `json:"work_dir,omitempty"`
-	User      string     `json:"user,omitempty"`
-	Entry     []string   `json:"entrypoint,omitempty"`
-	Cmd       []string   `json:"cmd,omitempty"`
-	Local     bool       `json:"local"`
-	Default   bool       `json:"default,omitempty"`
-	CreatedAt *time.Time `json:"created_at,omitempty"`
+	// SizeBytes is the size of the file, DiskBytes what it takes on the host. Of an image that is in the catalog only, SizeBytes is
+	// what the catalog says, and DownloadBytes what is about to be fetched for it; 0 where the catalog does not say.
+	SizeBytes     int64      `json:"size_bytes,omitempty"`
+	DiskBytes     int64      `json:"disk_bytes,omitempty"`
+	DownloadBytes int64      `json:"download_bytes,omitempty"`
+	Kernel        string     `json:"kernel,omitempty"`
+	Env           []string   `json:"env,omitempty"`
+	WorkDir       string     `json:"work_dir,omitempty"`
+	User          string     `json:"user,omitempty"`
+	Entry         []string   `json:"entrypoint,omitempty"`
+	Cmd           []string   `json:"cmd,omitempty"`
+	Local         bool       `json:"local"`
+	Default       bool       `json:"default,omitempty"`
+	CreatedAt     *time.Time `json:"created_at,omitempty"`
 	// VMs are the names of the VMs pinned to Digest.
 	VMs []string `json:"vms,omitempty"`
 }

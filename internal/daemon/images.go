@@ -31,7 +31,8 @@ func (i *images) List(ctx context.Context) ([]api.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, c := range i.files.Catalog() {
+	catalog, _ := i.files.Catalog(ctx) // what cannot be read is in the log, and said where it is missed
+	for _, c := range catalog {
 		if !slices.ContainsFunc(all, func(have api.Image) bool { return have.Name == c.Name }) {
 			all = append(all, c)
 		}

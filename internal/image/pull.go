@@ -27,9 +27,12 @@ type PullOptions struct {
 // Errors: api.KindNotFound for an unknown name, with near ones in the hint;
 // api.KindUnavailable where a program, a mirror or room is missing; api.KindCancelled.
 func (s *Store) Pull(ctx context.Context, name string, _ PullOptions, rep progress.Reporter) (api.Image, error) {
-	e, err := s.find(name)
+	e, warnings, err := s.find(ctx, name)
 	if err != nil {
 		return api.Image{}, err
+	}
+	for _, w := range warnings {
+		rep.Note(w.Error())
 	}
 	select {
 	case s.pull <- struct{}{}:
@@ -68,6 +71,9 @@ func (s *Store) explain(ctx context.Context, name string, err error) error {
 
 // pullSource makes an image local from one of its sources.
 func (s *Store) pullSource(ctx context.Context, e entry, src source, rep progress.Reporter) (img api.Image, err error) {
+	if src.kind() != sourceRecipe {
+		return api.Image{}, api.Errorf(api.KindUnavailable, "%s: this version of banger cannot fetch it", src)
+	}
 	if err := os.MkdirAll(s.cfg.Dir, 0o755); err != nil {
 		return api.Image{}, err
 	}
