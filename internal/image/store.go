@@ -56,6 +56,7 @@ type Store struct {
 	content  content.Store
 	deb      *deb.Client
 	catalogs *catalogs
+	bundles  *bundleCache
 	pull     chan struct{} // held, of capacity 1, while a pull runs
 }
 
@@ -94,6 +95,7 @@ func New(cfg Config) (*Store, error) {
 		content:  content.Store{Dir: cfg.Dir, Noun: "image", Log: cfg.Log},
 		deb:      client,
 		catalogs: newCatalogs(cfg, embedded),
+		bundles:  &bundleCache{dir: filepath.Join(cfg.CacheDir, "bundles"), client: cfg.HTTP, delay: time.Second, idle: idleTimeout},
 		pull:     make(chan struct{}, 1),
 	}, nil
 }
