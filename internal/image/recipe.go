@@ -192,6 +192,10 @@ func (b *debian) argv(a archive, scratch string) []string {
 		"path-exclude=/usr/share/man/*", "path-exclude=/usr/share/info/*", "path-exclude=/usr/share/lintian/*",
 		"path-exclude=/usr/share/locale/*", "path-include=/usr/share/locale/locale.alias",
 		"path-exclude=/usr/share/doc/*", "path-include=/usr/share/doc/*/copyright",
+		"path-exclude=/usr/share/vim/vim*/doc/*", "path-exclude=/usr/share/vim/vim*/lang/*", "path-exclude=/usr/share/vim/vim*/tutor/*",
+		// Large programs that only those need who work on GCC, containerd and Docker themselves: 100 MB, a tenth of the image.
+		"path-exclude=/usr/bin/*lto-dump*", "path-exclude=/usr/bin/dnet", "path-exclude=/usr/sbin/ovrouter", "path-exclude=/usr/bin/ctr",
+		"path-exclude=/usr/bin/containerd-shim", "path-exclude=/usr/bin/containerd-shim-runc-v1",
 	} {
 		argv = append(argv, "--dpkgopt="+opt)
 	}

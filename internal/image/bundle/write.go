@@ -24,7 +24,7 @@ import (
 // not, is a frame of its own that is compressed once; what is between is one frame.
 const chunkSize = 1 << 20
 
-// level makes 324 MB of a drive of 1,050 MB; SpeedFastest makes 355 MB in about half of the time, and SpeedBestCompression 299 MB in ten times of it.
+// level makes 289 MB of the 950 MB of debian-bookworm's drive in 4 s of CPU; SpeedBetterCompression makes 270 MB in 10 s.
 const level = zstd.SpeedDefault
 
 // Write writes the bundle of an image to w; equal images make equal bundles. m.Rootfs.SHA256 is that of rootfs, which is
