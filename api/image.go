@@ -10,10 +10,12 @@ type Image struct {
 	Description string `json:"description,omitempty"`
 	Source      string `json:"source,omitempty"`
 	Arch        string `json:"arch"`
-	// SizeBytes is the size of the file, DiskBytes what it takes on the host. Of an image that is in the catalog only, SizeBytes is
-	// what the catalog says, and DownloadBytes what is about to be fetched for it; 0 where the catalog does not say.
-	SizeBytes     int64      `json:"size_bytes,omitempty"`
-	DiskBytes     int64      `json:"disk_bytes,omitempty"`
+	// SizeBytes is the size of the file, DiskBytes what it takes on the host; of what is in the catalog only SizeBytes is about what it will be.
+	SizeBytes int64 `json:"size_bytes,omitempty"`
+	DiskBytes int64 `json:"disk_bytes,omitempty"`
+	// SharedBytes is what of DiskBytes is other images' as well: of names for the same image.
+	SharedBytes int64 `json:"shared_bytes,omitempty"`
+	// DownloadBytes is about what is fetched for it; of what is in the catalog.
 	DownloadBytes int64      `json:"download_bytes,omitempty"`
 	Kernel        string     `json:"kernel,omitempty"`
 	Env           []string   `json:"env,omitempty"`
@@ -32,7 +34,7 @@ type Image struct {
 type PullImage struct {
 	// Name is one of the catalog, or a reference to an image in a registry: "alpine:3.20", "ghcr.io/org/img@sha256:HEX".
 	Name string `json:"name"`
-	// As is the name it gets here; empty for the catalog's, or for the last part of the reference without tag and digest.
+	// As is the name it gets here; empty for the catalog's, or for the reference as docker writes it: "alpine:3.20". Only for a reference.
 	As string `json:"as,omitempty"`
 	// Kernel is the name of the kernel that VMs of it get; empty for the default one. Only for a reference.
 	Kernel string `json:"kernel,omitempty"`
@@ -58,14 +60,16 @@ type PromoteImage struct {
 	Clean bool `json:"clean,omitempty"`
 }
 
-// ExportImage asks to write an image to a bundle, ImportImage to read one. Path is absolute.
+// ExportImage asks to write an image to a bundle.
 type ExportImage struct {
-	Path string `json:"path"`
+	// Path is absolute. A file that is there is an error, unless Replace.
+	Path    string `json:"path"`
+	Replace bool   `json:"replace,omitempty"`
 }
 
-// ImportImage asks to make an image of a bundle local.
+// ImportImage asks to make the image of a bundle local.
 type ImportImage struct {
-	Path string `json:"path"`
+	Path string `json:"path"` // absolute
 	// Name is empty for the bundle's own.
 	Name string `json:"name,omitempty"`
 }
@@ -88,6 +92,8 @@ type Pruned struct {
 	// CacheBytes is what the files of the cache took, Bytes all together.
 	CacheBytes int64 `json:"cache_bytes"`
 	Bytes      int64 `json:"bytes"`
+	// Busy: a pull was running, so the cache was left alone.
+	Busy bool `json:"busy,omitempty"`
 }
 
 // ImageFile is a file in an image.

@@ -90,6 +90,8 @@ type CreateVM struct {
 	Name string `json:"name,omitempty"`
 	// Image is a name; empty for the configured default.
 	Image string `json:"image,omitempty"`
+	// Kernel is empty for the image's own.
+	Kernel string `json:"kernel,omitempty"`
 	// CPUs is 1 to the host's count; 0 for the default.
 	CPUs int `json:"cpus,omitempty"`
 	// Memory and Disk are sizes such as "2GiB"; empty for the default.

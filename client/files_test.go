@@ -77,7 +77,7 @@ func TestPutFiles(t *testing.T) {
 // TestPutFilesRefused: the daemon's reason arrives while the source goes on without end.
 func TestPutFilesRefused(t *testing.T) {
 	c := filesDaemon(t, func(w http.ResponseWriter, r *http.Request) {
-		filestream.Refuse(w, r, func() {
+		filestream.Refuse(w, r, func(w http.ResponseWriter) {
 			w.WriteHeader(api.KindUnavailable.Status())
 			_ = json.NewEncoder(w).Encode(api.ErrorReply{Error: api.Errorf(api.KindUnavailable, "the guest's disk is full")})
 		})

@@ -26,6 +26,7 @@ import (
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/initramfs"
+	"git.thaloco.com/thaloco/banger/internal/kernel/kmod/kmodtest"
 )
 
 // How long a script may wait for what happens at once, and all scripts together may take.
@@ -93,6 +94,7 @@ func build(dir string) error {
 //	engine NAME                         configures that engine, with the fakes of both, and takes KVM for usable
 //	json PATH VALUE                     the value at PATH (a.b.0.c) in the last stdout, as text
 //	greeter VAR [TEXT]                  a server of this host and of fake guests, its port in VAR
+//	ownkernel DIR RELEASE               a kernel the user built: DIR/vmlinux, and its modules in DIR/lib/modules/RELEASE
 //
 // and the condition [root].
 func TestScript(t *testing.T) {
@@ -123,7 +125,7 @@ func scriptParams(setup func(*testscript.Env) error) testscript.Params {
 		UpdateScripts: os.Getenv("UPDATE") != "",
 		Deadline:      time.Now().Add(allScripts),
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"status": cmdStatus, "until": cmdUntil, "interrupt": cmdInterrupt, "json": cmdJSON, "engine": cmdEngine, "greeter": cmdGreeter,
+			"status": cmdStatus, "until": cmdUntil, "interrupt": cmdInterrupt, "json": cmdJSON, "engine": cmdEngine, "greeter": cmdGreeter, "ownkernel": cmdOwnKernel,
 		},
 		Condition: func(cond string) (bool, error) {
 			if cond == "root" {
@@ -258,6 +260,26 @@ func putKernel(store string) error {
 		Package: "script 1", Arch: "amd64", SizeBytes: 64, Local: true, CreatedAt: &made}
 	return errors.Join(putJSON(filepath.Join(store, "new", "kernel.json"), map[string]any{"version": 1, "kernel": krn, "files": files}),
 		os.Rename(filepath.Join(store, "new"), filepath.Join(store, "sha256-"+digest)))
+}
+
+// cmdOwnKernel writes a kernel of which virtio_net and overlay are modules.
+func cmdOwnKernel(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: ownkernel DIR RELEASE")
+	}
+	dir, release := ts.MkAbs(args[0]), args[1]
+	modules := filepath.Join(dir, "lib/modules", release)
+	files := map[string][]byte{
+		filepath.Join(dir, "vmlinux"): kmodtest.Vmlinux{Release: release}.ELF(),
+		filepath.Join(modules, "modules.builtin"): []byte("kernel/virtio_mmio.ko\nkernel/virtio_blk.ko\nkernel/virtio_console.ko\nkernel/ext4.ko\nkernel/vsock.ko\n" +
+			"kernel/vmw_vsock_virtio_transport.ko\nkernel/autofs4.ko\n"),
+	}
+	for _, name := range []string{"virtio_net", "overlay"} {
+		files[filepath.Join(modules, "kernel", name+".ko")] = kmodtest.Module{Info: []string{"vermagic=" + release + " SMP"}}.ELF()
+	}
+	for path, data := range files {
+		ts.Check(errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, data, 0o644)))
+	}
 }
 
 // leave ends what a script left running by intent, VMs and the daemon, and fails where anything else is left.

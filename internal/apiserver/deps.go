@@ -40,18 +40,33 @@ type VMs interface {
 
 // Images is the daemon's view of images: store and catalog as one.
 type Images interface {
+	Catalog(ctx context.Context) ([]api.Image, error)
 	List(ctx context.Context) ([]api.Image, error)
 	Image(ctx context.Context, name string) (api.Image, error)
 	CheckPull(ctx context.Context, req api.PullImage) error
 	Pull(ctx context.Context, req api.PullImage, rep progress.Reporter) (api.Image, error)
+	CheckRegister(ctx context.Context, req api.RegisterImage) error
+	Register(ctx context.Context, req api.RegisterImage, rep progress.Reporter) (api.Image, error)
+	CheckPromote(ctx context.Context, req api.PromoteImage) error
+	Promote(ctx context.Context, req api.PromoteImage, rep progress.Reporter) (api.Image, error)
+	CheckExport(ctx context.Context, name string, req api.ExportImage) error
+	Export(ctx context.Context, name string, req api.ExportImage, rep progress.Reporter) (api.Image, error)
+	CheckImport(ctx context.Context, req api.ImportImage) error
+	Import(ctx context.Context, req api.ImportImage, rep progress.Reporter) (api.Image, error)
+	Tag(ctx context.Context, name string, req api.TagImage) (api.Image, error)
+	Prune(ctx context.Context, req api.Prune) (api.Pruned, error)
+	Files(ctx context.Context, name string, fn func(api.ImageFile) error) error
 	Delete(ctx context.Context, name string) error
 }
 
 // Kernels is the same for kernels.
 type Kernels interface {
 	List(ctx context.Context) ([]api.Kernel, error)
+	Kernel(ctx context.Context, name string) (api.Kernel, error)
 	CheckPull(ctx context.Context, req api.PullKernel) error
 	Pull(ctx context.Context, req api.PullKernel, rep progress.Reporter) (api.Kernel, error)
+	CheckRegister(ctx context.Context, req api.RegisterKernel) error
+	Register(ctx context.Context, req api.RegisterKernel, rep progress.Reporter) (api.Kernel, error)
 	Delete(ctx context.Context, name string) error
 }
 

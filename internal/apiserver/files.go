@@ -14,7 +14,7 @@ import (
 func (s *Server) putFiles(w http.ResponseWriter, r *http.Request) {
 	res, err := s.cfg.VMs.PutFiles(r.Context(), r.PathValue("name"), api.ParsePutFiles(r.URL.Query()), clientBody{r.Body})
 	if err != nil {
-		filestream.Refuse(w, r, func() { writeError(w, r, err) })
+		filestream.Refuse(w, r, func(w http.ResponseWriter) { writeError(w, r, err) })
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")

@@ -73,13 +73,22 @@ func (s *Server) routes(mux *http.ServeMux) {
 	register(h, del, "/v1/vms/{name}/forwards", ok, "vm-forward-remove", s.removeForward)
 	register(h, post, "/v1/vms/{name}/release", accepted, "vm-release", s.releaseVM)
 
+	register(h, get, "/v1/catalog", ok, "image-catalog", s.imageCatalog)
 	register(h, get, "/v1/images", ok, "image-list", s.listImages)
 	register(h, get, "/v1/images/{name}", ok, "image-show", s.showImage)
 	register(h, post, "/v1/images/pull", accepted, "image-pull", s.pullImage)
+	register(h, post, "/v1/images/register", accepted, "image-register", s.registerImage)
+	register(h, post, "/v1/images/promote", accepted, "image-promote", s.promoteImage)
+	register(h, post, "/v1/images/import", accepted, "image-import", s.importImage)
+	register(h, post, "/v1/images/prune", accepted, "image-prune", s.pruneImages)
+	register(h, post, "/v1/images/{name}/export", accepted, "image-export", s.exportImage)
+	register(h, post, "/v1/images/{name}/tag", ok, "image-tag", s.tagImage)
 	register(h, del, "/v1/images/{name}", none, "image-delete", s.deleteImage)
 
 	register(h, get, "/v1/kernels", ok, "kernel-list", s.listKernels)
+	register(h, get, "/v1/kernels/{name}", ok, "kernel-show", s.showKernel)
 	register(h, post, "/v1/kernels/pull", accepted, "kernel-pull", s.pullKernel)
+	register(h, post, "/v1/kernels/register", accepted, "kernel-register", s.registerKernel)
 	register(h, del, "/v1/kernels/{name}", none, "kernel-delete", s.deleteKernel)
 
 	register(h, get, "/v1/operations", ok, "operation-list", s.listOperations)
@@ -96,6 +105,7 @@ func register[I, O any](h huma.API, method, path string, status int, id string, 
 func (s *Server) streams(mux *http.ServeMux) {
 	mux.HandleFunc("GET /v1/events", s.events)
 	mux.HandleFunc("GET /v1/operations/{id}/events", s.operationEvents)
+	mux.HandleFunc("GET /v1/images/{name}/files", s.imageFiles)
 	mux.HandleFunc("GET /v1/vms/{name}/exec", s.exec)
 	mux.HandleFunc("GET /v1/vms/{name}/ssh", s.ssh)
 	mux.HandleFunc("GET /v1/vms/{name}/logs", s.logs)

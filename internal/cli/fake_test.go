@@ -32,20 +32,22 @@ type fakeDaemon struct {
 	procs  *process.Manager
 	server *http.Server
 
-	mu       sync.Mutex // guards what follows
-	version  string     // what it answers as its API version
-	vms      map[string]*api.VM
-	owners   map[string]*api.Owner
-	images   []api.Image
-	kernels  []api.Kernel
-	ops      map[string]*fakeOp
-	nextOp   int
-	requests []string // "METHOD path"
-	copied   []string // paths of workspaces
-	accel    string   // of VMs that are made
-	owned    []string // ids of processes that are to go with their client, "" for none, per exec stream
-	stopped  bool
-	web      [2]string // address and warning of the web port
+	mu      sync.Mutex // guards what follows
+	version string     // what it answers as its API version
+	vms     map[string]*api.VM
+	owners  map[string]*api.Owner
+	images  []api.Image
+	kernels []api.Kernel
+	// registered is the last kernel that was.
+	registered api.RegisterKernel
+	ops        map[string]*fakeOp
+	nextOp     int
+	requests   []string // "METHOD path"
+	copied     []string // paths of workspaces
+	accel      string   // of VMs that are made
+	owned      []string // ids of processes that are to go with their client, "" for none, per exec stream
+	stopped    bool
+	web        [2]string // address and warning of the web port
 	// looked, where it is not nil, is called with a VM after somebody asked for it.
 	looked func(*api.VM)
 	// before are called in an operation of a kind before it does its work.
@@ -337,7 +339,7 @@ func (d *fakeDaemon) create(r *http.Request) (int, any, error) {
 	return d.start("vm.create", asked, func(*fakeOp) (any, error) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		vm := &api.VM{ID: "id-" + req.Name, Name: req.Name, State: api.StateStopped, Image: req.Image, CPUs: req.CPUs, Env: req.Env, Forwards: req.Forwards, RemoveOnExit: req.RemoveOnExit}
+		vm := &api.VM{ID: "id-" + req.Name, Name: req.Name, State: api.StateStopped, Image: req.Image, Kernel: req.Kernel, CPUs: req.CPUs, Env: req.Env, Forwards: req.Forwards, RemoveOnExit: req.RemoveOnExit}
 		if req.Start {
 			vm.State, vm.Mark, vm.Engine, vm.Accel = api.StateRunning, req.Wait, "qemu", d.accel
 		}
@@ -356,6 +358,24 @@ func (d *fakeDaemon) storeRoutes(handle handleFunc) {
 			}
 		}
 		return 0, nil, api.Errorf(api.KindNotFound, "no image %q", r.PathValue("name"))
+	})
+	handle("GET /v1/kernels/{name}", func(r *http.Request) (int, any, error) {
+		for _, k := range d.kernels {
+			if k.Name == r.PathValue("name") {
+				return 200, k, nil
+			}
+		}
+		return 0, nil, api.Errorf(api.KindNotFound, "no kernel %q", r.PathValue("name"))
+	})
+	handle("POST /v1/kernels/register", func(r *http.Request) (int, any, error) {
+		var req api.RegisterKernel
+		json.NewDecoder(r.Body).Decode(&req)
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.registered = req
+		return d.start("kernel.register", req.Name, func(*fakeOp) (any, error) {
+			return api.Kernel{Name: req.Name, Digest: "sha256:def", Release: "6.12.1"}, nil
+		})
 	})
 	handle("POST /v1/images/pull", func(r *http.Request) (int, any, error) {
 		var req api.PullImage

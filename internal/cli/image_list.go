@@ -40,9 +40,9 @@ func runImageList(ctx context.Context, a *App, o *imageListOptions) error {
 	}
 	now := a.Now()
 	return list[api.Image]{
-		header: []string{"NAME", "LOCAL", "DEFAULT", "SIZE", "ON DISK", "VMS", "AGE", "DESCRIPTION"},
+		header: []string{"NAME", "LOCAL", "DEFAULT", "SIZE", "ON DISK", "SHARED", "VMS", "AGE", "DESCRIPTION"},
 		row: func(im api.Image) []string {
-			return []string{im.Name, yesNo(im.Local), yesNo(im.Default), sizeOrDash(im.SizeBytes), sizeOrDash(im.DiskBytes),
+			return []string{im.Name, yesNo(im.Local), yesNo(im.Default), sizeOrDash(im.SizeBytes), sizeOrDash(im.DiskBytes), sizeOrDash(im.SharedBytes),
 				strconv.Itoa(len(im.VMs)), ageSince(now, im.CreatedAt), im.Description}
 		},
 		name: func(im api.Image) string { return im.Name },

@@ -2,12 +2,10 @@ package cli
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/spf13/cobra"
 
 	"git.thaloco.com/thaloco/banger/api"
-	"git.thaloco.com/thaloco/banger/client"
 )
 
 type kernelPullOptions struct{ name string }
@@ -39,10 +37,5 @@ func runKernelPull(ctx context.Context, a *App, o *kernelPullOptions) error {
 	if err != nil {
 		return err
 	}
-	k, err := client.Result[api.Kernel](op)
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(a.Out, "%s %s %s\n", safeText(k.Name), orDash(k.Release), safeText(k.Digest))
-	return nil
+	return a.printKernel(op)
 }

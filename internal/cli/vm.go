@@ -18,17 +18,18 @@ import (
 
 // vmFlags are the flags of vm create and vm run that describe a VM.
 type vmFlags struct {
-	name, image, memory, disk string
-	cpus                      int
-	env, envFiles             []string
-	publish                   []string
-	hostPorts                 []uint
+	name, image, kernel, memory, disk string
+	cpus                              int
+	env, envFiles                     []string
+	publish                           []string
+	hostPorts                         []uint
 }
 
 func (f *vmFlags) register(a *App, cmd *cobra.Command) {
 	fl := cmd.Flags()
 	fl.StringVar(&f.name, "name", "", "`name` of the VM (default: a generated one)")
 	fl.StringVar(&f.image, "image", "", "`image` to start from (default: the configured one)")
+	kernelFlag(a, cmd, &f.kernel, "`kernel` to boot, by name (default: the image's own)")
 	fl.IntVar(&f.cpus, "cpus", 0, "`number` of virtual CPUs (default: the configured one)")
 	fl.StringVar(&f.memory, "memory", "", "memory, a `size` such as 2GiB (default: the configured one)")
 	fl.StringVar(&f.disk, "disk", "", "disk, a `size` such as 20GiB (default: the configured one)")
@@ -59,7 +60,7 @@ func (f *vmFlags) request(a *App) (api.CreateVM, error) {
 	if err != nil {
 		return api.CreateVM{}, err
 	}
-	return api.CreateVM{Name: f.name, Forwards: forwards, HostPorts: ports, Image: f.image, CPUs: f.cpus, Memory: f.memory, Disk: f.disk, Env: env}, nil
+	return api.CreateVM{Name: f.name, Forwards: forwards, HostPorts: ports, Image: f.image, Kernel: f.kernel, CPUs: f.cpus, Memory: f.memory, Disk: f.disk, Env: env}, nil
 }
 
 // hostPorts are the ports of --host-port. What the daemon says of a port is left to it.

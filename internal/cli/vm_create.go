@@ -27,7 +27,8 @@ func newVMCreate(a *App) *cobra.Command {
   banger vm create --image debian-bookworm --name testbox --no-start
   banger vm create --name web --cpus 2 --memory 1GiB --disk 30GiB -e KEY=VALUE
   banger vm create --name web -p 8080:80 -p 0:3000
-  banger vm create --name app --host-port 5432`,
+  banger vm create --name app --host-port 5432
+  banger vm create --name app --kernel mine`,
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {

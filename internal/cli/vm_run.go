@@ -49,7 +49,8 @@ failures are 125. The VM stays afterwards, unless --rm is given.`,
   banger vm run --rm -- sh -c 'exit 7'
   banger vm run --name web --cpus 2 --memory 1GiB --disk 30GiB --image debian-bookworm -e KEY=VALUE --detach
   banger vm run -p 8080:80 -p 127.0.0.1:5353:53/udp ./repo -- make serve
-  banger vm run --host-port 5432 ./repo -- make test`,
+  banger vm run --host-port 5432 ./repo -- make test
+  banger vm run --rm --kernel mine -- uname -r`,
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 			if len(args) == 0 && cmd.ArgsLenAtDash() < 0 {
 				return nil, cobra.ShellCompDirectiveFilterDirs

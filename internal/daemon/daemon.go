@@ -155,6 +155,7 @@ func (d *Daemon) wire() error {
 		Paths: d.cfg.Paths, Log: d.log, PreviewURL: d.web.url,
 		Host: vm.Host{CPUs: runtime.NumCPU(), MemoryBytes: mem, Home: d.cfg.Getenv("HOME"), OwnerGone: ownerGone, Now: time.Now,
 			SSHKey: func() (sshkeys.UserKey, error) { return sshkeys.User(d.settings.SSHKeyPath, d.cfg.Paths.SSHKey()) }}})
+	sup.images.vms = d.vms
 	return nil
 }
 

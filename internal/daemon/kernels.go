@@ -3,6 +3,7 @@ package daemon
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -44,17 +45,29 @@ func (k *kernels) List(ctx context.Context) ([]api.Kernel, error) {
 	return all, nil
 }
 
-// CheckPull reports whether there is such a kernel at all; an empty name is the default.
-func (k *kernels) CheckPull(ctx context.Context, req api.PullKernel) error {
+// Kernel returns one kernel of List.
+func (k *kernels) Kernel(ctx context.Context, name string) (api.Kernel, error) {
 	all, err := k.List(ctx)
 	if err != nil {
+		return api.Kernel{}, err
+	}
+	for _, krn := range all {
+		if krn.Name == name {
+			return krn, nil
+		}
+	}
+	return api.Kernel{}, unknown("kernel", name, names(all, func(k api.Kernel) string { return k.Name }))
+}
+
+// CheckPull reports whether there is such a kernel in the catalog; an empty name is the default.
+func (k *kernels) CheckPull(ctx context.Context, req api.PullKernel) error {
+	name := cmp.Or(req.Name, defaultKernel)
+	_, err := k.Kernel(ctx, name)
+	if err != nil || slices.ContainsFunc(k.files.Catalog(), func(c api.Kernel) bool { return c.Name == name }) {
 		return err
 	}
-	name := cmp.Or(req.Name, defaultKernel)
-	if slices.ContainsFunc(all, func(have api.Kernel) bool { return have.Name == name }) {
-		return nil
-	}
-	return unknown("kernel", name, names(all, func(k api.Kernel) string { return k.Name }))
+	return api.Errorf(api.KindConflict, "pull kernel %q: it was registered on this host, and is nowhere else", name).
+		WithHint("for another of that name delete it, and then register that: banger kernel delete %s", name)
 }
 
 // Pull fetches a kernel of the catalog, or the newer version there is of one that is local, and records it.
@@ -79,6 +92,63 @@ func (k *kernels) pull(ctx context.Context, name string, rep progress.Reporter) 
 	return krn, k.collect(context.WithoutCancel(ctx))
 }
 
+// CheckRegister reports what is wrong with a request before any work is done for it.
+func (k *kernels) CheckRegister(ctx context.Context, req api.RegisterKernel) error {
+	if err := kernel.CheckRegister(kernel.RegisterOptions(req)); err != nil {
+		return err
+	}
+	return k.checkFree(ctx, req.Name)
+}
+
+// checkFree reports whether a kernel can get a name: nothing has it, or something damaged.
+func (k *kernels) checkFree(ctx context.Context, name string) error {
+	krn, err := k.db.Kernel(ctx, name)
+	if api.KindOf(err) == api.KindNotFound {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := k.files.Files(ctx, krn.Digest); err != nil {
+		return nil // for who does what its error says
+	}
+	return api.Errorf(api.KindConflict, "register kernel %q: there is one of that name already", name).
+		WithHint("choose another --name, or remove it first: banger kernel delete %s", name)
+}
+
+// Register makes a kernel of files of the host, and records it.
+func (k *kernels) Register(ctx context.Context, req api.RegisterKernel, rep progress.Reporter) (api.Kernel, error) {
+	unlock, err := k.pulls.lock(ctx, req.Name, rep)
+	if err != nil {
+		return api.Kernel{}, err
+	}
+	defer unlock()
+	if err := k.CheckRegister(ctx, req); err != nil {
+		return api.Kernel{}, err
+	}
+	krn, err := k.files.Register(ctx, kernel.RegisterOptions(req), rep)
+	if err != nil {
+		return api.Kernel{}, err
+	}
+	if err := k.record(ctx, krn); api.KindOf(err) == api.KindConflict {
+		return api.Kernel{}, api.Errorf(api.KindConflict, "register kernel %q: the same content was deleted meanwhile", req.Name).
+			WithHint("register it again")
+	} else if err != nil {
+		return api.Kernel{}, k.drop(ctx, krn.Digest, err)
+	}
+	return krn, k.collect(context.WithoutCancel(ctx))
+}
+
+// drop removes files that could not be recorded because of cause, where no record holds them.
+func (k *kernels) drop(ctx context.Context, digest string, cause error) error {
+	k.holding.Lock()
+	defer k.holding.Unlock()
+	if _, err := k.db.KernelByDigest(context.WithoutCancel(ctx), digest); api.KindOf(err) != api.KindNotFound {
+		return cause
+	}
+	return errors.Join(cause, k.files.Remove(digest))
+}
+
 // record gives the files of a pull their name.
 func (k *kernels) record(ctx context.Context, krn api.Kernel) error {
 	k.holding.Lock()
@@ -94,6 +164,9 @@ func (k *kernels) ensure(ctx context.Context, name string, rep progress.Reporter
 	krn, err := k.db.Kernel(ctx, name)
 	if err != nil {
 		if api.KindOf(err) != api.KindNotFound {
+			return vm.Kernel{}, err
+		}
+		if _, err := k.Kernel(ctx, name); err != nil {
 			return vm.Kernel{}, err
 		}
 		unlock, err := k.pulls.lock(ctx, name, rep)
@@ -113,7 +186,11 @@ func (k *kernels) ensure(ctx context.Context, name string, rep progress.Reporter
 func (k *kernels) open(ctx context.Context, krn api.Kernel) (vm.Kernel, error) {
 	f, err := k.files.Files(ctx, krn.Digest)
 	if err != nil {
-		return vm.Kernel{}, fmt.Errorf("kernel %q: %w", krn.Name, err)
+		err = fmt.Errorf("kernel %q: %w", krn.Name, err)
+		if k := api.KindOf(err); k == api.KindUnavailable || k == api.KindNotFound { // its files cannot say where they came from, if they are gone
+			err = api.AsError(err).WithHint("%s", kernel.MendHint(krn))
+		}
+		return vm.Kernel{}, err
 	}
 	return vm.Kernel{Kernel: krn, Vmlinux: f.Vmlinux, BootArchive: f.BootArchive, ModulesDrive: f.ModulesDrive}, nil
 }

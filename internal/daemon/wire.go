@@ -40,14 +40,18 @@ func newSupplies(d *Daemon) (*supplies, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &supplies{
+	s := &supplies{
 		images:  images{files: img, db: d.db, def: d.settings.DefaultImageName},
 		kernels: kernels{files: krn, db: d.db},
 		agents:  agents{paths: d.cfg.Paths, exe: d.cfg.Exe},
 		engine:  &supervise.Engine{Binary: d.cfg.Exe, Log: d.log},
 		engines: newEngines(d),
 		started: d.started,
-	}, nil
+	}
+	s.images.kernel = func(ctx context.Context, name string) error {
+		return s.kernels.CheckPull(ctx, api.PullKernel{Name: name})
+	}
+	return s, nil
 }
 
 // EnsureImage implements vm.Supplies.
@@ -58,6 +62,12 @@ func (s *supplies) EnsureImage(ctx context.Context, name string, rep progress.Re
 // EnsureKernel implements vm.Supplies.
 func (s *supplies) EnsureKernel(ctx context.Context, name string, rep progress.Reporter) (vm.Kernel, error) {
 	return s.kernels.ensure(ctx, name, rep)
+}
+
+// CheckKernel implements vm.Supplies.
+func (s *supplies) CheckKernel(ctx context.Context, name string) error {
+	_, err := s.kernels.Kernel(ctx, name)
+	return err
 }
 
 // ImageByDigest implements vm.Supplies.

@@ -3,7 +3,13 @@
 //
 // FromTar (fromtar.go) turns a tar stream into a read-only ext4; normalize.go
 // is what it does to the stream on the way, repair.go what it does to the
-// result. super.go reads superblocks.
+// result.
+//
+// A Reader (reader.go) reads file systems that anybody may have made, so that
+// neither the host's kernel nor its e2fsprogs has to: super.go and group.go say
+// where things are, inode.go what a file is, blocks.go and inline.go where its
+// content is; dir.go reads directories, lookup.go paths, walk.go whole trees.
+// Check (check.go, image.go) tells whether a file can be a VM's base drive.
 package ext4
 
 import (

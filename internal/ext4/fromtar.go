@@ -1,6 +1,7 @@
 package ext4
 
 import (
+	"archive/tar"
 	"bytes"
 	"cmp"
 	"context"
@@ -20,8 +21,12 @@ type Options struct {
 	Label string
 	// UUID of the file system; the zero value derives it from the contents, so that equal streams make equal files.
 	UUID UUID
+	// Seed goes into the UUID that is derived from the contents: files that are to differ although their contents do not have different ones.
+	Seed []byte
 	// MaxBytes is the largest size the result may have, in bytes; 0 for 1 TiB. It reserves 32 bytes per 128 MiB.
 	MaxBytes int64
+	// Check looks at each entry before it is taken; its error ends FromTar, and is in the chain of its. May be nil.
+	Check func(*tar.Header) error
 }
 
 const defaultMaxBytes = 1 << 40
@@ -65,6 +70,8 @@ func fromTar(ctx context.Context, r io.Reader, path string, o Options) (err erro
 	}()
 
 	n := newNormalizer(hostfile.Reader(ctx, r))
+	n.check = o.Check
+	n.hash.Write(o.Seed)
 	w := &sparseWriter{f: f}
 	err = tar2ext4.ConvertTarToExt4(n, w, tar2ext4.MaximumDiskSize(cmp.Or(o.MaxBytes, defaultMaxBytes)))
 	if err == nil {

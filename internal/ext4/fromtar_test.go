@@ -133,6 +133,7 @@ func fsck(t testing.TB, path string) {
 }
 
 func TestFsckIsSilent(t *testing.T) {
+	t.Parallel()
 	many := func(n int) []entry {
 		var es []entry
 		for i := range n {

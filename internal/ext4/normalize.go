@@ -37,6 +37,8 @@ type normalizer struct {
 	hash hash.Hash
 	left int64 // bytes of the current entry
 	err  error // what Read returns once buf is empty
+	// check looks at each entry; may be nil.
+	check func(*tar.Header) error
 }
 
 func newNormalizer(r io.Reader) *normalizer {
@@ -96,6 +98,11 @@ func (n *normalizer) fill() error {
 	}
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		return nil
+	}
+	if n.check != nil {
+		if err := n.check(h); err != nil {
+			return err
+		}
 	}
 	return n.begin(h)
 }

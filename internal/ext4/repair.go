@@ -1,7 +1,6 @@
 package ext4
 
 import (
-	"encoding/binary"
 	"fmt"
 	"os"
 )
@@ -78,25 +77,6 @@ func setTail(f readWriterAt, s Super, block uint64, first uint32) error {
 	}
 	_, err := f.WriteAt(b, off)
 	return err
-}
-
-// desc is a block group's descriptor, as far as it is needed; the fields are block numbers.
-type desc struct{ blockBitmap, inodeBitmap, inodeTable uint64 }
-
-func readDesc(f readWriterAt, s Super, group uint32) (desc, error) {
-	b := make([]byte, s.descSize)
-	table := (int64(s.firstDataBlock) + 1) * s.BlockSize
-	if _, err := f.ReadAt(b, table+int64(group)*int64(s.descSize)); err != nil {
-		return desc{}, fmt.Errorf("descriptor of group %d: %w", group, err)
-	}
-	le := binary.LittleEndian
-	d := desc{uint64(le.Uint32(b[0:])), uint64(le.Uint32(b[4:])), uint64(le.Uint32(b[8:]))}
-	if s.descSize >= minDescSize64 {
-		d.blockBitmap |= uint64(le.Uint32(b[0x20:])) << 32
-		d.inodeBitmap |= uint64(le.Uint32(b[0x24:])) << 32
-		d.inodeTable |= uint64(le.Uint32(b[0x28:])) << 32
-	}
-	return d, nil
 }
 
 // stamp writes UUID and label, and turns off the check that is due after so many mounts, about which

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 )
 
 // Offsets of superblock fields and feature bits used here; the rest of the
@@ -23,12 +22,26 @@ const (
 	labelSize      = 16
 	stateClean     = 0x1
 	stateErrors    = 0x2
-	incompatNeeds  = 0x4  // needs_recovery: the journal has to be replayed
-	incompat64bit  = 0x80 // 64-bit block numbers and larger group descriptors
+	stateOrphans   = 0x4    // the kernel was deleting what had been deleted while it was open
+	compatJournal  = 0x4    // has_journal
+	compatSparse2  = 0x200  // sparse_super2: at most two backups of the superblock
+	incompatType   = 0x2    // filetype: directory entries tell the type of a file
+	incompatNeeds  = 0x4    // needs_recovery: the journal has to be replayed
+	incompatJDev   = 0x8    // journal_dev: it is only a journal
+	incompatMetaBG = 0x10   // meta_bg: descriptors lie in the groups they describe
+	incompat64bit  = 0x80   // 64-bit block numbers and larger group descriptors
+	incompatLarge  = 0x4000 // largedir: directories of more than 2 GiB
+	roSparse       = 0x1    // sparse_super: backups of the superblock in some groups only
+	roBigalloc     = 0x200  // blocks are allocated in clusters
+	roMetadataCsum = 0x400
+	roOrphans      = 0x10000 // orphan_present: the orphan file is not empty
 	minDescSize64  = 64
 	descSizeSmall  = 32
 	maxLogBlock    = 6 // 64 KiB blocks
 	maxBlockGroups = 1 << 27
+	inodeSizeOld   = 128 // of every inode in revision 0
+	firstInodeOld  = 11
+	maxLogCluster  = 20 // 1 GiB; EXT4_MAX_CLUSTER_LOG_SIZE of fs/ext4/ext4.h, 30, is the logarithm of bytes, this of KiB
 )
 
 // ErrNotExt4 says that a file holds no ext4 file system.
@@ -54,6 +67,10 @@ type Super struct {
 	firstDataBlock             uint32
 	blocksPerGroup             uint32
 	inodesPerGroup             uint32
+	firstInode                 uint32    // the first that is not reserved
+	firstMetaBG                uint32    // the first block of descriptors that meta_bg places
+	backups                    [2]uint32 // groups with a superblock, where sparse_super2 is set
+	clusterBits                uint8     // a cluster is 2^clusterBits blocks
 	inodeSize                  uint16
 	descSize                   uint16
 }
@@ -70,7 +87,7 @@ func (s Super) groups() uint32 {
 // Superblock reads the primary superblock of the file or device at path. The
 // error is ErrNotExt4 where there is none or it makes no sense.
 func Superblock(path string) (Super, error) {
-	f, err := os.Open(path)
+	f, err := openImage(path)
 	if err != nil {
 		return Super{}, err
 	}
@@ -100,24 +117,30 @@ func parseSuper(b []byte) (Super, error) {
 	if len(b) < superSize || le.Uint16(b[0x38:]) != superMagic {
 		return Super{}, ErrNotExt4
 	}
-	state := le.Uint16(b[offState:])
 	s := Super{
 		Inodes:         le.Uint32(b[0x00:]),
 		Blocks:         uint64(le.Uint32(b[0x04:])),
 		FreeBlocks:     uint64(le.Uint32(b[0x0C:])),
 		FreeInodes:     le.Uint32(b[0x10:]),
+		UUID:           UUID(b[offUUID : offUUID+16]),
 		firstDataBlock: le.Uint32(b[0x14:]),
 		blocksPerGroup: le.Uint32(b[0x20:]),
 		inodesPerGroup: le.Uint32(b[0x28:]),
-		inodeSize:      le.Uint16(b[0x58:]),
+		firstInode:     firstInodeOld,
+		inodeSize:      inodeSizeOld,
 		compat:         le.Uint32(b[0x5C:]),
 		incompat:       le.Uint32(b[0x60:]),
 		roCompat:       le.Uint32(b[0x64:]),
-		UUID:           UUID(b[offUUID : offUUID+16]),
 		descSize:       descSizeSmall,
+		firstMetaBG:    le.Uint32(b[0x104:]),
+		backups:        [2]uint32{le.Uint32(b[0x24C:]), le.Uint32(b[0x250:])},
+	}
+	if revision := le.Uint32(b[0x4C:]); revision > 0 {
+		s.firstInode, s.inodeSize = le.Uint32(b[0x54:]), le.Uint16(b[0x58:])
 	}
 	label, _, _ := bytes.Cut(b[offLabel:offLabel+labelSize], []byte{0})
 	s.Label = string(label)
+	state := le.Uint16(b[offState:])
 	s.Errors = state&stateErrors != 0
 	s.NeedsRecovery = s.incompat&incompatNeeds != 0
 	s.Clean = state&stateClean != 0 && !s.Errors && !s.NeedsRecovery
@@ -126,24 +149,34 @@ func parseSuper(b []byte) (Super, error) {
 		s.FreeBlocks |= uint64(le.Uint32(b[0x158:])) << 32
 		s.descSize = le.Uint16(b[0xFE:])
 	}
-	logBlock := le.Uint32(b[0x18:])
+	logBlock, logCluster := le.Uint32(b[0x18:]), le.Uint32(b[0x1C:])
 	if logBlock > maxLogBlock {
 		return Super{}, fmt.Errorf("%w: block size 2^%d KiB", ErrNotExt4, logBlock)
 	}
 	s.BlockSize = 1024 << logBlock
+	if s.roCompat&roBigalloc != 0 {
+		if logCluster < logBlock || logCluster > maxLogCluster {
+			return Super{}, fmt.Errorf("%w: cluster size 2^%d KiB", ErrNotExt4, logCluster)
+		}
+		s.clusterBits = uint8(logCluster - logBlock)
+	}
 	return s, s.check()
 }
 
 func (s Super) check() error {
+	// A block of each bitmap has to do for a group.
 	bits := uint32(s.BlockSize) * 8
 	switch {
-	case s.blocksPerGroup == 0 || s.blocksPerGroup > bits,
+	case s.incompat&incompatJDev != 0:
+		return fmt.Errorf("%w: it is the journal of another (feature journal_dev)", ErrNotExt4)
+	case s.blocksPerGroup == 0 || uint64(s.blocksPerGroup) > uint64(bits)<<s.clusterBits,
 		s.inodesPerGroup == 0 || s.inodesPerGroup > bits,
 		s.Blocks <= uint64(s.firstDataBlock),
 		s.Blocks > uint64(1<<62)/uint64(s.BlockSize),
 		(s.Blocks-uint64(s.firstDataBlock))/uint64(s.blocksPerGroup) >= maxBlockGroups,
-		s.inodeSize != 0 && (s.inodeSize < 128 || int64(s.inodeSize) > s.BlockSize),
-		s.descSize < descSizeSmall || int64(s.descSize) > s.BlockSize,
+		s.firstInode < firstInodeOld,
+		s.inodeSize < inodeSizeOld || int64(s.inodeSize) > s.BlockSize || s.inodeSize&(s.inodeSize-1) != 0,
+		s.descSize < descSizeSmall || int64(s.descSize) > s.BlockSize || s.descSize&(s.descSize-1) != 0,
 		s.incompat&incompat64bit != 0 && s.descSize < minDescSize64:
 		return fmt.Errorf("%w: impossible geometry", ErrNotExt4)
 	}

@@ -3,10 +3,12 @@
 package filestream
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
+	"strconv"
 	"time"
 
 	"git.thaloco.com/thaloco/banger/api"
@@ -72,17 +74,34 @@ func (a *answer) Write(p []byte) (int, error) {
 	return a.w.Write(p)
 }
 
-// Refuse calls answer, which answers a request whose client is still sending: it must read the answer before
+// Refuse calls answer, which answers a request whose client is still sending: it must have read the answer, whose length it is told, before
 // its connection is cut.
-func Refuse(w http.ResponseWriter, r *http.Request, answer func()) {
+func Refuse(w http.ResponseWriter, r *http.Request, answer func(http.ResponseWriter)) {
+	a := &refusal{header: w.Header(), status: http.StatusOK}
+	answer(a)
 	rc := http.NewResponseController(w)
 	_ = rc.EnableFullDuplex() // what is not possible here costs the client the reason, nothing else
 	w.Header().Set("Connection", "close")
-	answer()
+	w.Header().Set("Content-Length", strconv.Itoa(a.Len()))
+	w.WriteHeader(a.status)
+	_, _ = w.Write(a.Bytes())
 	_ = rc.Flush()
 	_ = rc.SetReadDeadline(time.Now().Add(hearFor))
 	_, _ = io.Copy(io.Discard, r.Body)
 }
+
+// refusal is an answer that is kept until it is whole.
+type refusal struct {
+	bytes.Buffer
+	header http.Header
+	status int
+}
+
+// Header implements http.ResponseWriter.
+func (a *refusal) Header() http.Header { return a.header }
+
+// WriteHeader implements http.ResponseWriter.
+func (a *refusal) WriteHeader(status int) { a.status = status }
 
 // errCut is a stream that ended without saying so.
 var errCut = errors.New("the stream of files was cut")

@@ -113,7 +113,7 @@ func (endless) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 // TestRefuse: a client that sends without end gets the answer.
 func TestRefuse(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		filestream.Refuse(w, r, func() { http.Error(w, "no", http.StatusConflict) })
+		filestream.Refuse(w, r, func(w http.ResponseWriter) { http.Error(w, "no", http.StatusConflict) })
 	}))
 	defer srv.Close()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, srv.URL, endless{})

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
@@ -104,6 +105,17 @@ func (e entry) image() api.Image {
 	}
 	return api.Image{Name: e.Name, Description: e.Description, Source: from, Arch: e.Arch, Kernel: e.Kernel, SizeBytes: e.Size, DownloadBytes: e.Download,
 		Env: e.Env, WorkDir: e.WorkDir, User: e.User, Default: e.Name == DefaultName}
+}
+
+// over is img, as it came from a source, with what the catalog says of it instead, where that says anything.
+func (e entry) over(img api.Image, src source) api.Image {
+	img.Name, img.Arch, img.Source = e.Name, e.Arch, src.String()
+	img.Description, img.Kernel = cmp.Or(e.Description, img.Description), cmp.Or(e.Kernel, img.Kernel)
+	img.WorkDir, img.User = cmp.Or(e.WorkDir, img.WorkDir), cmp.Or(e.User, img.User)
+	if len(e.Env) > 0 {
+		img.Env = e.Env
+	}
+	return img
 }
 
 // Catalog returns the images that can be pulled by name, by name: the embedded ones and those of the user's catalogs, which are read, and

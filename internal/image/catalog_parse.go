@@ -152,8 +152,6 @@ func setList(where, key string, f reflect.Value, value any) error {
 }
 
 var (
-	// entryName leaves out what would be a reference to an image in a registry.
-	entryName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,126}$`)
 	// packageName is as Debian's policy manual, 5.6.1, has it; suiteName what suites are called.
 	packageName = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]+$`)
 	suiteName   = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]*$`)
@@ -162,7 +160,7 @@ var (
 // check says what is wrong with an entry, beginning with the key.
 func (e entry) check() error {
 	switch {
-	case !entryName.MatchString(e.Name):
+	case CheckName(e.Name) != nil:
 		return fmt.Errorf("name: expected letters a to z, digits, dots, hyphens and underscores, found %q", e.Name)
 	case e.Arch != "amd64" && e.Arch != "arm64":
 		return fmt.Errorf("arch: expected amd64 or arm64, found %q", e.Arch)

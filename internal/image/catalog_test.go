@@ -27,10 +27,11 @@ func entryOf(name, lines, source string) string {
 }
 
 const (
-	testHex    = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-	testBundle = "bundle = 'https://user:secret@h.example/x.tar.zst'\nsha256 = '" + testHex + "'"
-	testOCI    = "oci = 'ghcr.io/org/x@sha256:" + testHex + "'"
-	testRecipe = "recipe = 'debian'\nrelease = 'trixie'"
+	testHex     = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+	testBundle  = "bundle = 'https://user:secret@h.example/x.tar.zst'\nsha256 = '" + testHex + "'"
+	testOCI     = "oci = 'ghcr.io/org/x@sha256:" + testHex + "'"
+	testNowhere = "bundle = 'http://127.0.0.1:1/x.tar.zst'\nsha256 = '" + testHex + "'"
+	testRecipe  = "recipe = 'debian'\nrelease = 'trixie'"
 )
 
 func TestParseCatalog(t *testing.T) {
@@ -165,6 +166,7 @@ func catalogStore(t *testing.T, now *time.Time, log *bytes.Buffer, places ...str
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.bundles.delay = time.Millisecond
 	return s
 }
 
@@ -236,7 +238,7 @@ func TestBrokenUserCatalogs(t *testing.T) {
 	defer srv.Close()
 	dir := t.TempDir()
 	good, bad, huge := filepath.Join(dir, "good.toml"), filepath.Join(dir, "bad.toml"), filepath.Join(dir, "huge.toml")
-	overwrite(t, good, []byte(entryOf("mine", "", testOCI)))
+	overwrite(t, good, []byte(entryOf("mine", "", testNowhere)))
 	overwrite(t, bad, []byte(entryOf("a", "", "oci = 1")))
 	overwrite(t, huge, make([]byte, maxCatalog+1))
 	for name, c := range map[string]struct {
@@ -334,7 +336,7 @@ func TestCatalogWaits(t *testing.T) {
 }
 
 func TestOfflineCatalogs(t *testing.T) {
-	text := []byte(entryOf("remote", "", testOCI))
+	text := []byte(entryOf("remote", "", testNowhere))
 	now := testNow
 	s := catalogStore(t, &now, &bytes.Buffer{}, "http://127.0.0.1:1/c#sha256="+digestOf(text))
 	s.catalogs.offline = true

@@ -97,6 +97,9 @@ func (c *bundleCache) fetch(ctx context.Context, address, sum string, rep progre
 	resumed := err == nil
 	for {
 		if err := c.download(ctx, address, part, rep); err != nil {
+			if st, serr := os.Stat(part); serr == nil && st.Size() == 0 { // nothing to go on with
+				err = errors.Join(err, os.Remove(part))
+			}
 			return "", err
 		}
 		got, err := fileDigest(ctx, part)

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/ext4"
 	"git.thaloco.com/thaloco/banger/internal/image/bundle"
 	"git.thaloco.com/thaloco/banger/internal/progress"
 )
@@ -65,17 +67,9 @@ func newBundleServer(t *testing.T) (*bundleServer, *Store, []byte) {
 	t.Helper()
 	content := make([]byte, 1<<20)
 	_, _ = rand.NewChaCha8([32]byte{7}).Read(content[:300_000])
-	f, err := os.Create(filepath.Join(t.TempDir(), "drive"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	var out bytes.Buffer
-	_, err = f.Write(content)
-	if err := errors.Join(err, bundle.Write(t.Context(), &out, bundle.Manifest{Name: "x", Arch: "amd64"}, f, progress.Discard)); err != nil {
-		t.Fatal(err)
-	}
-	srv := &bundleServer{data: out.Bytes()}
+	drive := filepath.Join(t.TempDir(), "drive")
+	overwrite(t, drive, content)
+	srv := &bundleServer{data: bundleOf(t, drive)}
 	srv.Server = httptest.NewServer(srv)
 	t.Cleanup(srv.Close)
 	s, err := New(Config{Dir: filepath.Join(t.TempDir(), "images"), CacheDir: filepath.Join(t.TempDir(), "cache")})
@@ -179,25 +173,26 @@ func TestFetchBundleFails(t *testing.T) {
 		text     string
 		hint     string
 		requests int
+		left     bool
 	}{
-		"not there":     {status(404), api.KindUnavailable, "404 Not Found", "the catalog that names it may be old", 1},
-		"not allowed":   {status(403), api.KindUnavailable, "403 Forbidden", "does not let everybody", 1},
-		"teapot":        {status(418), api.KindUnavailable, "418", "", 1},
-		"broken server": {status(500), api.KindUnavailable, "500 Internal", "check the network", bundleAttempts},
-		"busy server":   {status(429), api.KindUnavailable, "429 Too Many", "check the network", bundleAttempts},
+		"not there":     {status(404), api.KindUnavailable, "404 Not Found", "the catalog that names it may be old", 1, false},
+		"not allowed":   {status(403), api.KindUnavailable, "403 Forbidden", "does not let everybody", 1, false},
+		"teapot":        {status(418), api.KindUnavailable, "418", "", 1, false},
+		"broken server": {status(500), api.KindUnavailable, "500 Internal", "check the network", bundleAttempts, false},
+		"busy server":   {status(429), api.KindUnavailable, "429 Too Many", "check the network", bundleAttempts, false},
 		"another file": {func(n int, w http.ResponseWriter, r *http.Request) bool {
 			_, _ = w.Write([]byte("another file"))
 			return true
-		}, api.KindUnavailable, "expected sha256", "another file is there", 1},
+		}, api.KindUnavailable, "expected sha256", "another file is there", 1, false},
 		"cut without ranges": {func(n int, w http.ResponseWriter, r *http.Request) bool {
 			w.Header().Set("Content-Length", "1000")
 			_, _ = w.Write(make([]byte, 500))
 			return true
-		}, api.KindUnavailable, "EOF", "check the network", bundleAttempts},
+		}, api.KindUnavailable, "EOF", "check the network", bundleAttempts, true},
 		"huge": {func(n int, w http.ResponseWriter, r *http.Request) bool {
 			w.Header().Set("Content-Length", fmt.Sprint(int64(maxBundle)+1))
 			return true
-		}, api.KindInvalid, "more than the", "", 1},
+		}, api.KindInvalid, "more than the", "", 1, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			srv, s, content := newBundleServer(t)
@@ -209,11 +204,16 @@ func TestFetchBundleFails(t *testing.T) {
 			if len(srv.requests) != c.requests {
 				t.Errorf("%d requests, want %d", len(srv.requests), c.requests)
 			}
+			if c.left {
+				assertOnly(t, s.bundles.dir, digestOf(srv.data)+".part")
+			} else {
+				assertOnly(t, s.bundles.dir)
+			}
 		})
 	}
 }
 
-// TestFetchBundleStarts anew where the server or the part is not what one would like.
+// TestFetchBundleStartsAnew begins anew where the server or the part is not what one would like.
 func TestFetchBundleStartsAnew(t *testing.T) {
 	whole := func(srv *bundleServer) func(int, http.ResponseWriter, *http.Request) bool {
 		return func(n int, w http.ResponseWriter, r *http.Request) bool {
@@ -358,4 +358,85 @@ func TestFetchBundleFullDisk(t *testing.T) {
 	if err := fetch(t, s, srv, content, progress.Discard); err != nil || len(srv.requests) != 1 {
 		t.Errorf("again: %v, %d requests", err, len(srv.requests))
 	}
+}
+
+// TestPullBundle pulls an image of the catalog that is served as a bundle, after sources that are not there; what the catalog says of it
+// counts more than its manifest.
+func TestPullBundle(t *testing.T) {
+	srv, s, _ := newBundleServer(t)
+	srv.data = bundleOf(t, ext4Of(t, map[string]string{"etc/hello": "hello\n"}))
+	s.catalogs.embedded = []entry{{Name: "mine", Description: "of the catalog", Arch: "amd64", Kernel: "k", Env: []string{"A=b"}, Sources: []source{
+		{Bundle: srv.URL + "/elsewhere", SHA256: testHex}, {Bundle: srv.URL + "/x", SHA256: digestOf(srv.data)}}}}
+	srv.answer = func(n int, w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path == "/elsewhere" {
+			http.NotFound(w, r)
+			return true
+		}
+		return false
+	}
+	img, err := s.Pull(t.Context(), "mine", PullOptions{}, progress.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := api.Image{Name: "mine", Description: "of the catalog", Source: srv.URL + "/x", Arch: "amd64", Kernel: "k", Env: []string{"A=b"}, User: "bob", Local: true}
+	want.Digest, want.SizeBytes, want.DiskBytes, want.CreatedAt = img.Digest, img.SizeBytes, img.DiskBytes, img.CreatedAt
+	if diff := cmp.Diff(want, img); diff != "" {
+		t.Error(diff)
+	}
+	f, err := s.Files(t.Context(), img.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := debugfs(t, f.Rootfs, "cat /etc/hello"); !strings.Contains(got, "hello\n") {
+		t.Errorf("%q", got)
+	}
+	if _, err := s.Pull(t.Context(), "mine", PullOptions{Build: true}, progress.Discard); api.KindOf(err) != api.KindInvalid || api.AsError(err).Hint != "leave out --build" {
+		t.Errorf("Build: %v", err)
+	}
+	assertOnly(t, s.bundles.dir)
+	assertOnly(t, s.cfg.Dir, strings.Replace(img.Digest, ":", "-", 1))
+}
+
+// TestPullBundleOfNoDrive: a bundle whose drive is no file system leaves nothing.
+func TestPullBundleOfNoDrive(t *testing.T) {
+	srv, s, _ := newBundleServer(t)
+	s.catalogs.embedded = []entry{{Name: "mine", Arch: "amd64", Sources: []source{{Bundle: srv.URL, SHA256: digestOf(srv.data)}}}}
+	if _, err := s.Pull(t.Context(), "mine", PullOptions{}, progress.Discard); api.KindOf(err) != api.KindInvalid || !strings.Contains(err.Error(), "the file system in "+srv.URL) {
+		t.Errorf("%v", err)
+	}
+	assertOnly(t, s.bundles.dir)
+	assertOnly(t, s.cfg.Dir)
+}
+
+// ext4Of is the path of a file system with files.
+func ext4Of(t *testing.T, files map[string]string) string {
+	t.Helper()
+	var in bytes.Buffer
+	w := tar.NewWriter(&in)
+	for name, text := range files {
+		err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(text))})
+		if _, werr := w.Write([]byte(text)); err != nil || werr != nil {
+			t.Fatal(err, werr)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "ext4")
+	if err := errors.Join(w.Close(), ext4.FromTar(t.Context(), &in, path, ext4.Options{Label: rootfsLabel})); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// bundleOf is a bundle of a drive.
+func bundleOf(t *testing.T, drive string) []byte {
+	t.Helper()
+	f, err := os.Open(drive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var out bytes.Buffer
+	if err := bundle.Write(t.Context(), &out, bundle.Manifest{Name: "x", Description: "of the bundle", Arch: "amd64", User: "bob"}, f, progress.Discard); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
 }

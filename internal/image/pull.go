@@ -11,6 +11,7 @@ import (
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/content"
 	"git.thaloco.com/thaloco/banger/internal/disk"
+	"git.thaloco.com/thaloco/banger/internal/ext4"
 	"git.thaloco.com/thaloco/banger/internal/hostfile"
 	"git.thaloco.com/thaloco/banger/internal/progress"
 )
@@ -26,7 +27,7 @@ type PullOptions struct {
 //
 // Errors: api.KindNotFound for an unknown name, with near ones in the hint;
 // api.KindUnavailable where a program, a mirror or room is missing; api.KindCancelled.
-func (s *Store) Pull(ctx context.Context, name string, _ PullOptions, rep progress.Reporter) (api.Image, error) {
+func (s *Store) Pull(ctx context.Context, name string, o PullOptions, rep progress.Reporter) (api.Image, error) {
 	e, warnings, err := s.find(ctx, name)
 	if err != nil {
 		return api.Image{}, err
@@ -34,14 +35,11 @@ func (s *Store) Pull(ctx context.Context, name string, _ PullOptions, rep progre
 	for _, w := range warnings {
 		rep.Note(w.Error())
 	}
-	select {
-	case s.pull <- struct{}{}:
-		defer func() { <-s.pull }()
-	case <-ctx.Done():
-		return api.Image{}, s.explain(ctx, name, context.Cause(ctx))
-	}
 	var errs []error
 	for _, src := range e.Sources {
+		if o.Build && src.kind() != sourceRecipe {
+			continue
+		}
 		img, err := s.pullSource(ctx, e, src, rep)
 		if err == nil {
 			return img, nil
@@ -51,29 +49,73 @@ func (s *Store) Pull(ctx context.Context, name string, _ PullOptions, rep progre
 			break
 		}
 	}
+	if len(errs) == 0 {
+		return api.Image{}, api.Errorf(api.KindInvalid, "pull image %q: the catalog has no recipe to build it with", name).WithHint("leave out --build")
+	}
 	return api.Image{}, s.explain(ctx, name, errors.Join(errs...))
 }
 
-// explain puts the image's name before err, and gives a full disk its kind and hint.
+// explain says of which pull an error is.
 func (s *Store) explain(ctx context.Context, name string, err error) error {
+	return s.explainAs(ctx, fmt.Sprintf("pull image %q", name), err)
+}
+
+// explainAs puts before err what was to be done, and gives a full disk its kind and hint.
+func (s *Store) explainAs(ctx context.Context, what string, err error) error {
 	var known *api.Error
 	switch {
 	case ctx.Err() != nil:
-		return api.Errorf(api.KindCancelled, "pull image %q: %w", name, context.Cause(ctx))
+		return api.Errorf(api.KindCancelled, "%s: %w", what, context.Cause(ctx))
 	case errors.As(err, &known):
-		return fmt.Errorf("pull image %q: %w", name, err)
+		return fmt.Errorf("%s: %w", what, err)
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return api.Errorf(api.KindUnavailable, "pull image %q: %w", name, err).
-			WithHint("make room on the file system of %s: an image takes about 1.2GiB", s.cfg.Dir)
+		return api.Errorf(api.KindUnavailable, "%s: %w", what, err).
+			WithHint("make room on the file system of %s: an image takes a gigabyte or more; banger image prune removes what is not used", s.cfg.Dir)
 	}
-	return fmt.Errorf("pull image %q: %w", name, err)
+	if bad, ok := errors.AsType[*badTar](err); ok {
+		return api.Errorf(api.KindInvalid, "%s: %w", what, bad)
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }
 
 // pullSource makes an image local from one of its sources.
-func (s *Store) pullSource(ctx context.Context, e entry, src source, rep progress.Reporter) (img api.Image, err error) {
-	if src.kind() != sourceRecipe {
-		return api.Image{}, api.Errorf(api.KindUnavailable, "%s: this version of banger cannot fetch it", src)
+func (s *Store) pullSource(ctx context.Context, e entry, src source, rep progress.Reporter) (api.Image, error) {
+	switch src.kind() {
+	case sourceBundle:
+		return s.buildAs(ctx, rep, func(ctx context.Context, _, out string) (api.Image, error) {
+			m, err := s.fetchBundle(ctx, src.Bundle, src.SHA256, filepath.Dir(out), rep)
+			if err != nil {
+				return api.Image{}, err
+			}
+			if err := ext4.Check(out); err != nil {
+				return api.Image{}, api.Errorf(api.KindInvalid, "the file system in %s: %w", src, err)
+			}
+			return e.over(bundled(m), src), nil
+		})
+	case sourceOCI:
+		img, err := s.pullReference(ctx, src.OCI, ReferenceOptions{Name: e.Name, Kernel: e.Kernel}, rep)
+		return e.over(img, src), err
 	}
+	select {
+	case s.pull <- struct{}{}:
+		defer func() { <-s.pull }()
+	case <-ctx.Done():
+		return api.Image{}, context.Cause(ctx)
+	}
+	return s.build(ctx, e.over(api.Image{}, src), rep, func(ctx context.Context, dir, out string) error {
+		b := &debian{store: s, src: src, host: newHost(os.DirFS("/"), s.cfg.Runner, os.Geteuid()), rep: rep}
+		return b.build(ctx, dir, out)
+	})
+}
+
+// build is buildAs of an image that is known beforehand.
+func (s *Store) build(ctx context.Context, img api.Image, rep progress.Reporter, drive func(ctx context.Context, dir, out string) error) (api.Image, error) {
+	return s.buildAs(ctx, rep, func(ctx context.Context, dir, out string) (api.Image, error) { return img, drive(ctx, dir, out) })
+}
+
+// buildAs has an image made in a directory of its own, and puts it at its place: drive writes the base drive to out, says what image it is,
+// and may use dir. Whatever happens, nothing half-made is left.
+func (s *Store) buildAs(ctx context.Context, rep progress.Reporter, drive func(ctx context.Context, dir, out string) (api.Image, error)) (api.Image, error) {
 	if err := os.MkdirAll(s.cfg.Dir, 0o755); err != nil {
 		return api.Image{}, err
 	}
@@ -90,12 +132,10 @@ func (s *Store) pullSource(ctx context.Context, e entry, src source, rep progres
 	if err := os.Mkdir(built, 0o755); err != nil {
 		return api.Image{}, err
 	}
-	b := &debian{store: s, src: src, host: newHost(os.DirFS("/"), s.cfg.Runner, os.Geteuid()), rep: rep}
-	if err := b.build(ctx, dir, filepath.Join(built, fileRootfs)); err != nil {
+	img, err := drive(ctx, dir, filepath.Join(built, fileRootfs))
+	if err != nil {
 		return api.Image{}, err
 	}
-	img = e.image()
-	img.Source, img.Default = src.String(), false
 	return s.install(ctx, built, img, rep)
 }
 

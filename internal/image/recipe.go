@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ProtonMail/go-crypto/openpgp"
@@ -119,7 +120,7 @@ func (b *debian) run(ctx context.Context, cmd hostexec.Cmd, date time.Time, out 
 		// Where it failed, the end of what it wrote must not look like the end of a tar.
 		tarW.CloseWithError(runErr)
 	})
-	root := &tarReader{r: tarR, rep: rep}
+	root := &tarReader{r: tarR, rep: rep, writing: &status.writing}
 	err := ext4.FromTar(ctx, io.MultiReader(miseR, root), out, ext4.Options{Label: rootfsLabel, MaxBytes: rootfsMax})
 	if err != nil {
 		cancel(err)
@@ -292,13 +293,17 @@ type tarReader struct {
 	r    io.Reader
 	rep  progress.Reporter
 	done int64
+	// writing tells whether the step it reports about has begun.
+	writing *atomic.Bool
 }
 
 func (t *tarReader) Read(p []byte) (int, error) {
 	n, err := t.r.Read(p)
 	if n > 0 {
 		t.done += int64(n)
-		t.rep.Bytes(t.done, 0)
+		if t.writing.Load() {
+			t.rep.Bytes(t.done, 0)
+		}
 	}
 	return n, err
 }

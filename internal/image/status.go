@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"git.thaloco.com/thaloco/banger/internal/progress"
 )
@@ -22,6 +23,8 @@ type status struct {
 	total int64
 	fetch bool // whether packages are being downloaded, so that apt's "Get:" counts
 	seen  map[string]bool
+	// writing: the last step has begun, which is read of stderr later, maybe, than the first bytes of the file system come.
+	writing atomic.Bool
 	// complaints are the last lines that say what went wrong.
 	complaints []string
 }
@@ -34,6 +37,9 @@ const (
 func newStatus(rep progress.Reporter) *status {
 	return &status{rep: rep, sizes: map[string]int64{}, seen: map[string]bool{}}
 }
+
+// stepWrite is the last step.
+const stepWrite = "write the base drive"
 
 // The steps, by how mmdebstrap announces them.
 var (
@@ -54,7 +60,7 @@ func stepOf(line string) string {
 		"I: installing essential packages":        "install Debian's essential packages",
 		"I: installing remaining packages inside": "download packages",
 		"I: running --customize-hook":             "adjust the file system",
-		"I: creating tarball":                     "write the base drive",
+		"I: creating tarball":                     stepWrite,
 	} {
 		if strings.HasPrefix(line, prefix) {
 			return step
@@ -118,6 +124,7 @@ func (s *status) start(step string) {
 		s.total = s.pending()
 	}
 	s.rep.Step(step)
+	s.writing.Store(step == stepWrite)
 }
 
 // installing begins the step of installing where apt has just downloaded, for apt announces nothing in between.

@@ -16,6 +16,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/content"
 	"git.thaloco.com/thaloco/banger/internal/deb"
 	"git.thaloco.com/thaloco/banger/internal/hostexec"
+	"git.thaloco.com/thaloco/banger/internal/image/oci"
 )
 
 // tmpPrefix begins the names of files and directories that are not complete.
@@ -33,6 +34,8 @@ type Config struct {
 	Keyring openpgp.EntityList
 	// HTTP is nil for a client that uses the environment's proxy.
 	HTTP *http.Client
+	// OCI says how registries are asked; its Cache is Store's to choose.
+	OCI oci.Config
 	// Catalog is nil for the embedded one; else TOML of the same form.
 	Catalog []byte
 	// Catalogs are those of the user, which add to it: files (absolute), and URLs with a digest, "https://…#sha256=HEX".
@@ -49,7 +52,10 @@ type Config struct {
 	Now func() time.Time
 }
 
-// Store is a directory of images. Its methods may be called from several goroutines; one pull
+// converters is how many images are unpacked at the same time.
+const converters = 2
+
+// Store is a directory of images. Its methods may be called from several goroutines; one recipe
 // runs at a time, others wait for it. One process at a time may use a directory.
 type Store struct {
 	cfg      Config
@@ -57,7 +63,9 @@ type Store struct {
 	deb      *deb.Client
 	catalogs *catalogs
 	bundles  *bundleCache
-	pull     chan struct{} // held, of capacity 1, while a pull runs
+	oci      *oci.Client
+	pull     chan struct{} // held, of capacity 1, while a recipe runs
+	convert  chan struct{} // held while layers are unpacked
 }
 
 // New returns a Store.
@@ -90,14 +98,18 @@ func New(cfg Config) (*Store, error) {
 		}
 	}
 	client := deb.New(deb.Config{CacheDir: filepath.Join(cfg.CacheDir, "image"), Keyring: cfg.Keyring, HTTP: cfg.HTTP, Now: cfg.Now, Log: cfg.Log})
-	return &Store{
+	s := &Store{
 		cfg:      cfg,
 		content:  content.Store{Dir: cfg.Dir, Noun: "image", Log: cfg.Log},
 		deb:      client,
 		catalogs: newCatalogs(cfg, embedded),
 		bundles:  &bundleCache{dir: filepath.Join(cfg.CacheDir, "bundles"), client: cfg.HTTP, delay: time.Second, idle: idleTimeout},
 		pull:     make(chan struct{}, 1),
-	}, nil
+		convert:  make(chan struct{}, converters),
+	}
+	cfg.OCI.Cache, cfg.OCI.Log = s.OCICache(), cfg.Log
+	s.oci = oci.New(cfg.OCI)
+	return s, nil
 }
 
 // Files are the files of an image, with absolute paths if the store's is absolute.

@@ -37,10 +37,38 @@ const (
 	maxFileBytes  = 512 << 20
 	maxTotalBytes = 2 << 30
 	maxDriveBytes = 4 << 30
+	maxBootBytes  = 64 << 20 // of the modules in the boot archive; every guest holds it in memory at its start
+)
+
+var (
+	// errTooLarge says that modules take more room than any kernel's should.
+	errTooLarge = errors.New("the modules are too large")
+	// errOtherRelease says that a module is of another kernel.
+	errOtherRelease = errors.New("modules of another kernel")
 )
 
 // build makes a kernel of a package file and puts it into the store.
 func (s *Store) build(ctx context.Context, file string, k api.Kernel, rep progress.Reporter) (api.Kernel, error) {
+	return s.staged(rep, func(b *builder) (api.Kernel, error) {
+		rep.Step("unpack " + k.Package)
+		if err := b.unpack(ctx, file); err != nil {
+			return api.Kernel{}, err
+		}
+		rep.Step("prepare the modules of " + b.release)
+		set, err := b.moduleSet(ctx)
+		if err != nil {
+			return api.Kernel{}, err
+		}
+		if err := b.writeModules(ctx, set, bootModules()); err != nil {
+			return api.Kernel{}, err
+		}
+		k.Release = b.release
+		return s.install(ctx, b.out, k)
+	})
+}
+
+// staged runs work with a builder whose directories are in the store, and go when it is done.
+func (s *Store) staged(rep progress.Reporter, work func(*builder) (api.Kernel, error)) (api.Kernel, error) {
 	if err := os.MkdirAll(s.cfg.Dir, 0o700); err != nil {
 		return api.Kernel{}, err
 	}
@@ -57,16 +85,7 @@ func (s *Store) build(ctx context.Context, file string, k api.Kernel, rep progre
 	if err := errors.Join(os.Mkdir(b.stage, 0o700), os.Mkdir(b.out, 0o755)); err != nil {
 		return api.Kernel{}, err
 	}
-	rep.Step("unpack " + k.Package)
-	if err := b.unpack(ctx, file); err != nil {
-		return api.Kernel{}, err
-	}
-	rep.Step("prepare the modules of " + b.release)
-	if err := b.buildModules(ctx); err != nil {
-		return api.Kernel{}, err
-	}
-	k.Release = b.release
-	return s.install(ctx, b.out, k)
+	return work(b)
 }
 
 // install completes the directory out with its record, and renames it to its place.
@@ -85,6 +104,12 @@ func (s *Store) install(ctx context.Context, out string, k api.Kernel) (api.Kern
 	dir, err := s.path(r.Kernel.Digest)
 	if err != nil {
 		return api.Kernel{}, err
+	}
+	if registered(k) { // what is there undamaged stays what it is, a package's perhaps, and gets one more name
+		if have, err := s.check(ctx, dir, r.Kernel.Digest, true); err == nil {
+			have.Kernel.Name = k.Name
+			return have.Kernel, nil
+		}
 	}
 	if err := r.write(out); err != nil {
 		return api.Kernel{}, err
@@ -115,7 +140,7 @@ func (s *Store) place(out, dir string) error {
 
 // builder makes the files of one kernel.
 type builder struct {
-	// stage holds the package's lib/modules/RELEASE, out the finished files.
+	// stage holds what is to be in lib/modules/RELEASE, out the finished files.
 	stage, out string
 	rep        progress.Reporter
 
@@ -124,6 +149,8 @@ type builder struct {
 	files   []staged
 	modTime time.Time
 	bytes   int64
+	// signed says that the modules of the boot archive keep their signatures.
+	signed bool
 }
 
 // staged is a file below the stage directory.
@@ -181,7 +208,7 @@ func (b *builder) writeImage(release string, size int64, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	err = extractVmlinux(f, image)
+	err = extractVmlinux(f, image, maxVmlinux)
 	if err == nil {
 		err = checkVmlinux(f)
 	}
@@ -202,7 +229,7 @@ func (b *builder) stageFile(rest string, hdr *tar.Header, r io.Reader) error {
 	}
 	b.bytes += hdr.Size
 	if len(b.files) >= maxFiles || hdr.Size > maxFileBytes || b.bytes > maxTotalBytes {
-		return fmt.Errorf("unpack kernel: more than %d files or %d bytes of modules", maxFiles, maxTotalBytes)
+		return fmt.Errorf("%w: more than %d files or %d MiB", errTooLarge, maxFiles, maxTotalBytes>>20)
 	}
 	dst := filepath.Join(b.stage, filepath.FromSlash(name))
 	if err := os.MkdirAll(filepath.Dir(dst), 0o700); err != nil {
@@ -223,26 +250,27 @@ func (b *builder) stageFile(rest string, hdr *tar.Header, r io.Reader) error {
 	return nil
 }
 
-// buildModules makes boot.cpio and modules.ext4 of what is staged.
-func (b *builder) buildModules(ctx context.Context) error {
+// moduleSet reads what is staged.
+func (b *builder) moduleSet(ctx context.Context) (*kmod.Set, error) {
 	modules, err := b.parseModules(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var shipped kmod.Shipped
-	for name, dst := range map[string]*[]byte{"modules.order": &shipped.Order, "modules.builtin": &shipped.Builtin,
+	for name, dst := range map[string]*[]byte{"modules.order": &shipped.Order, fileBuiltin: &shipped.Builtin,
 		"modules.builtin.modinfo": &shipped.BuiltinInfo} {
 		data, err := os.ReadFile(filepath.Join(b.stage, name))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
+			return nil, err
 		}
 		*dst = data
 	}
-	set, err := kmod.NewSet(modules, shipped)
-	if err != nil {
-		return err
-	}
-	if err := b.writeBoot(set); err != nil {
+	return kmod.NewSet(modules, shipped)
+}
+
+// writeModules makes boot.cpio, with the modules of the given names, and modules.ext4 of what is staged.
+func (b *builder) writeModules(ctx context.Context, set *kmod.Set, boot []string) error {
+	if err := b.writeBoot(set, boot); err != nil {
 		return err
 	}
 	b.rep.Step("make the modules drive of " + b.release)
@@ -285,9 +313,14 @@ func (b *builder) parseModules(ctx context.Context) ([]kmod.Module, error) {
 			if err != nil {
 				return err
 			}
-			out[i], err = kmod.Parse(name, data)
+			if out[i], err = kmod.Parse(name, data); err != nil {
+				return err
+			}
+			if r := out[i].Release; r != "" && r != b.release {
+				return fmt.Errorf("%w: %q is of Linux %s, and the kernel is %s", errOtherRelease, name, r, b.release)
+			}
 			done <- size
-			return err
+			return nil
 		})
 	}
 	return out, g.Wait()
@@ -304,8 +337,8 @@ func (b *builder) readModule(name string) (data []byte, size int64, err error) {
 }
 
 // writeBoot writes boot.cpio.
-func (b *builder) writeBoot(set *kmod.Set) error {
-	modules, err := set.LoadOrder(bootModules()...)
+func (b *builder) writeBoot(set *kmod.Set, names []string) error {
+	modules, err := set.LoadOrder(names...)
 	if err != nil {
 		return err
 	}
@@ -315,6 +348,7 @@ func (b *builder) writeBoot(set *kmod.Set) error {
 	}
 	w := initramfs.NewWriter(f)
 	var order strings.Builder
+	var total int64
 	err = w.Dir("modules", 0o755)
 	for _, m := range modules {
 		if err != nil {
@@ -322,7 +356,14 @@ func (b *builder) writeBoot(set *kmod.Set) error {
 		}
 		var data []byte
 		if data, _, err = b.readModule(m.Path); err == nil {
-			err = w.Bytes("modules/"+m.Name+".ko", 0o600, kmod.StripSignature(data))
+			if !b.signed {
+				data = kmod.StripSignature(data)
+			}
+			if total += int64(len(data)); total > maxBootBytes {
+				err = fmt.Errorf("%w: those needed to boot take more than %d MiB", errTooLarge, maxBootBytes>>20)
+				break
+			}
+			err = w.Bytes("modules/"+m.Name+".ko", 0o600, data)
 			order.WriteString(m.Name + ".ko\n")
 		}
 	}

@@ -33,16 +33,6 @@ func recipes() []recipe {
 	}}
 }
 
-// bootModules are what a guest needs before its modules drive is there, or what it must have early: systemd wants autofs4 at
-// its start, and Docker's own modprobe finds br_netfilter only in images with kmod.
-func bootModules() []string {
-	return []string{
-		"virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "virtio_balloon", "virtio_console",
-		"ext4", "overlay", "tun", "autofs4", "vsock", "vmw_vsock_virtio_transport",
-		"llc", "stp", "bridge", "br_netfilter",
-	}
-}
-
 // Catalog returns the kernels that can be pulled.
 func (s *Store) Catalog() []api.Kernel {
 	var out []api.Kernel

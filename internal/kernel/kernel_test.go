@@ -161,28 +161,7 @@ func TestPull(t *testing.T) {
 
 func checkBoot(t *testing.T, path string) {
 	t.Helper()
-	file, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	r := initramfs.NewReader(file)
-	bodies := map[string]string{}
-	for {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		body, err := io.ReadAll(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		bodies[h.Name] = string(body)
-	}
-	order := strings.Fields(bodies["modules/order"])
+	order, bodies := readBoot(t, path)
 	want := "virtio_mmio.ko virtio_blk.ko failover.ko virtio_net.ko virtio_rng.ko virtio_balloon.ko overlay.ko tun.ko autofs4.ko " +
 		"vsock.ko vmw_vsock_virtio_transport.ko llc.ko stp.ko bridge.ko br_netfilter.ko"
 	if diff := cmp.Diff(strings.Fields(want), order); diff != "" {
@@ -197,6 +176,33 @@ func checkBoot(t *testing.T, path string) {
 	if len(bodies) != len(order)+2 {
 		t.Errorf("%d entries for %d modules", len(bodies), len(order))
 	}
+}
+
+// readBoot returns what a boot archive says of its order, and all its files.
+func readBoot(t *testing.T, path string) (order []string, bodies map[string]string) {
+	t.Helper()
+	file, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	r := initramfs.NewReader(file)
+	bodies = map[string]string{}
+	for {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		bodies[h.Name] = string(body)
+	}
+	return strings.Fields(bodies["modules/order"]), bodies
 }
 
 func checkDrive(t *testing.T, path string) {

@@ -25,24 +25,24 @@ func (s *Store) Pull(ctx context.Context, name string, rep progress.Reporter) (a
 	case s.pull <- struct{}{}:
 		defer func() { <-s.pull }()
 	case <-ctx.Done():
-		return api.Kernel{}, s.explain(ctx, name, context.Cause(ctx))
+		return api.Kernel{}, s.explain(ctx, "pull", name, context.Cause(ctx))
 	}
 	k, err := s.pullRecipe(ctx, r, rep)
 	if err != nil {
-		return api.Kernel{}, s.explain(ctx, name, err)
+		return api.Kernel{}, s.explain(ctx, "pull", name, err)
 	}
 	return k, nil
 }
 
-// explain puts the kernel's name before err, and gives a full disk its kind and hint.
-func (s *Store) explain(ctx context.Context, name string, err error) error {
-	err = fmt.Errorf("pull kernel %q: %w", name, err)
+// explain puts what was done with which kernel before err, and gives a full disk its kind and hint.
+func (s *Store) explain(ctx context.Context, verb, name string, err error) error {
+	err = fmt.Errorf("%s kernel %q: %w", verb, name, err)
 	var known *api.Error
 	switch {
 	case errors.As(err, &known):
 		return err
 	case ctx.Err() != nil:
-		return api.Errorf(api.KindCancelled, "pull kernel %q: %w", name, context.Cause(ctx))
+		return api.Errorf(api.KindCancelled, "%s kernel %q: %w", verb, name, context.Cause(ctx))
 	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
 		return api.Errorf(api.KindUnavailable, "%w", err).
 			WithHint("make room on the file systems of %s (a kernel takes 100 MiB, and as much again while it is made) and %s", s.cfg.Dir, s.cfg.CacheDir)

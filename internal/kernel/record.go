@@ -20,6 +20,9 @@ const (
 	fileJSON    = "kernel.json"
 )
 
+// fileBuiltin lists what a kernel has built in that could be a module, in lib/modules/RELEASE.
+const fileBuiltin = "modules.builtin"
+
 // contentFiles returns the files a digest covers, sorted.
 func contentFiles() []string { return []string{fileBoot, fileModules, fileVmlinux} }
 

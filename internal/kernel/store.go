@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,13 +34,13 @@ type Config struct {
 	Now func() time.Time
 }
 
-// Store is a directory of kernels. Its methods may be called from several goroutines; one pull
-// runs at a time, others wait for it. One process at a time may use a directory.
+// Store is a directory of kernels. Its methods may be called from several goroutines; one pull or
+// registration runs at a time, others wait for it. One process at a time may use a directory.
 type Store struct {
 	cfg     Config
 	content content.Store
 	deb     *deb.Client
-	pull    chan struct{} // held, of capacity 1, while a pull runs
+	pull    chan struct{} // held, of capacity 1, while a pull or a registration runs
 }
 
 // New returns a Store.
@@ -132,10 +133,10 @@ func (s *Store) check(ctx context.Context, dir, digest string, full bool) (recor
 			WithHint("banger kernel pull %s", DefaultName)
 	}
 	if err != nil {
-		return record{}, damaged(DefaultName, "check kernel %s: %w", digest, err)
+		return record{}, damaged(api.Kernel{}, "check kernel %s: %w", digest, err)
 	}
 	if got := r.digest(); got != digest || len(r.Files) != len(contentFiles()) {
-		return record{}, damaged(r.Kernel.Name, "check kernel %s: %s is of kernel %s", digest, fileJSON, got)
+		return record{}, damaged(r.Kernel, "check kernel %s: %s is of kernel %s", digest, fileJSON, got)
 	}
 	touched := false
 	for i, want := range r.Files {
@@ -144,9 +145,9 @@ func (s *Store) check(ctx context.Context, dir, digest string, full bool) (recor
 		case cause != nil && errors.Is(err, cause):
 			return record{}, fmt.Errorf("check kernel %s: %w", digest, cause)
 		case err != nil:
-			return record{}, damaged(r.Kernel.Name, "check kernel %s: %w", digest, err)
+			return record{}, damaged(r.Kernel, "check kernel %s: %w", digest, err)
 		case got.SHA256 != want.SHA256:
-			return record{}, damaged(r.Kernel.Name, "check kernel %s: file %q is damaged: expected sha256 %s, got %s",
+			return record{}, damaged(r.Kernel, "check kernel %s: file %q is damaged: expected sha256 %s, got %s",
 				digest, filepath.Join(dir, want.Name), want.SHA256, got.SHA256)
 		}
 		touched = touched || got.ModTime != want.ModTime
@@ -160,6 +161,17 @@ func (s *Store) check(ctx context.Context, dir, digest string, full bool) (recor
 	return r, nil
 }
 
-func damaged(name, format string, args ...any) error {
-	return api.Errorf(api.KindUnavailable, format, args...).WithHint("banger kernel pull %s", name)
+func damaged(k api.Kernel, format string, args ...any) error {
+	return api.Errorf(api.KindUnavailable, format, args...).WithHint("%s", MendHint(k))
 }
+
+// MendHint is the command that makes the files of a kernel anew, as far as k tells where they came from.
+func MendHint(k api.Kernel) string {
+	if !registered(k) {
+		return "banger kernel pull " + cmp.Or(k.Name, DefaultName)
+	}
+	return fmt.Sprintf("register it again, of the same files: banger kernel register --name %s --vmlinux %s", cmp.Or(k.Name, "NAME"), k.Source)
+}
+
+// registered reports whether a kernel came from files of the host, and from no package.
+func registered(k api.Kernel) bool { return k.Package == "" && k.Source != "" }

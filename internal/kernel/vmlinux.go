@@ -3,7 +3,6 @@ package kernel
 import (
 	"bytes"
 	"compress/bzip2"
-	"debug/elf"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
+	"github.com/ulikunitz/xz/lzma"
 )
 
 // errBzImage says that a kernel image is not what this package can open.
@@ -19,6 +19,7 @@ var errBzImage = errors.New("not a kernel image banger can open")
 
 // Offsets of the setup header (Documentation/arch/x86/boot.rst of the kernel), in bytes.
 const (
+	offARM64         = 0x38 // of the magic of an arm64 Image
 	offSetupSects    = 0x1f1
 	offMagic         = 0x202
 	offVersion       = 0x206
@@ -29,6 +30,9 @@ const (
 
 // maxVmlinux bounds an uncompressed kernel, in bytes.
 const maxVmlinux = 512 << 20
+
+// maxWindow is how much of what was decompressed a decoder may keep, in bytes.
+const maxWindow = 256 << 20
 
 // payload returns the compressed vmlinux in a bzImage.
 func payload(image []byte) ([]byte, error) {
@@ -50,9 +54,9 @@ func payload(image []byte) ([]byte, error) {
 	return image[begin:end], nil
 }
 
-// extractVmlinux writes the ELF vmlinux in a bzImage to w. A payload is a compressed stream and, but for gzip,
+// extractVmlinux writes the ELF vmlinux in a bzImage to w, at most limit bytes of it. A payload is a compressed stream and, but for gzip,
 // 4 bytes with the length of what it holds.
-func extractVmlinux(w io.Writer, image []byte) error {
+func extractVmlinux(w io.Writer, image []byte, limit int64) error {
 	p, err := payload(image)
 	if err != nil {
 		return err
@@ -62,7 +66,7 @@ func extractVmlinux(w io.Writer, image []byte) error {
 	switch {
 	case bytes.HasPrefix(p, []byte{0x28, 0xb5, 0x2f, 0xfd}):
 		z, err := zstd.NewReader(bytes.NewReader(p[:max(0, len(p)-4)]), zstd.WithDecoderConcurrency(1),
-			zstd.WithDecoderMaxWindow(256<<20))
+			zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
 			return err
 		}
@@ -76,22 +80,24 @@ func extractVmlinux(w io.Writer, image []byte) error {
 		z.Multistream(false)
 		r, trailer = z, 0
 	case bytes.HasPrefix(p, []byte("\xfd7zXZ\x00")):
-		z, err := xz.NewReader(bytes.NewReader(p[:max(0, len(p)-4)]))
-		if err != nil {
-			return fmt.Errorf("open its xz payload: %w: %w", err, errBzImage)
+		if r, err = xzReader(p[:len(p)-4]); err != nil {
+			return err
 		}
-		r = z
+	case bytes.HasPrefix(p, []byte{0x5d, 0, 0}):
+		if r, err = lzmaReader(p[:max(0, len(p)-4)]); err != nil {
+			return err
+		}
 	case bytes.HasPrefix(p, []byte("BZh")):
 		r = bzip2.NewReader(bytes.NewReader(p[:max(0, len(p)-4)]))
 	default:
-		return fmt.Errorf("its payload begins with %x, which is no known compression: %w", p[:min(4, len(p))], errBzImage)
+		return unknownPayload(p)
 	}
-	n, err := io.Copy(w, io.LimitReader(r, maxVmlinux+1))
+	n, err := io.Copy(w, io.LimitReader(payloadReader{r}, limit+1))
 	if err != nil {
-		return fmt.Errorf("decompress its payload: %w", err)
+		return err
 	}
-	if n > maxVmlinux {
-		return fmt.Errorf("its payload is longer than %d bytes: %w", maxVmlinux, errBzImage)
+	if n > limit {
+		return fmt.Errorf("its payload is longer than %d bytes: %w", limit, errBzImage)
 	}
 	if trailer > 0 {
 		if want := binary.LittleEndian.Uint32(p[len(p)-trailer:]); int64(want) != n {
@@ -101,14 +107,51 @@ func extractVmlinux(w io.Writer, image []byte) error {
 	return nil
 }
 
+// payloadReader tells its own errors from those of who is written to.
+type payloadReader struct{ r io.Reader }
+
+func (p payloadReader) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = fmt.Errorf("decompress its payload: %w: %w", err, errBzImage)
+	}
+	return n, err
+}
+
+// lzmaReader opens a stream in the classic format, of which the first byte is the only sign.
+func lzmaReader(p []byte) (io.Reader, error) {
+	r, err := lzma.ReaderConfig{DictCap: maxWindow}.NewReader(bytes.NewReader(p))
+	if err != nil {
+		return nil, fmt.Errorf("open its lzma payload: %w: %w", err, errBzImage)
+	}
+	return r, nil
+}
+
+// xzReader opens an xz stream. The library has no filters but LZMA2, and the kernel's build uses another one.
+func xzReader(p []byte) (io.Reader, error) {
+	const offBlockFlags = 13 // behind the stream's header and the length of the block's
+	if len(p) > offBlockFlags && p[offBlockFlags]&3 != 0 {
+		return nil, fmt.Errorf("its payload is compressed by xz with a filter for x86 code, which banger cannot undo: %w", errBzImage)
+	}
+	r, err := xz.NewReader(bytes.NewReader(p))
+	if err != nil {
+		return nil, fmt.Errorf("open its xz payload: %w: %w", err, errBzImage)
+	}
+	return r, nil
+}
+
+// unknownPayload says what a payload is that cannot be opened.
+func unknownPayload(p []byte) error {
+	for magic, name := range map[string]string{"\x02\x21\x4c\x18": "lz4", "\x89LZO": "lzo"} {
+		if bytes.HasPrefix(p, []byte(magic)) {
+			return fmt.Errorf("its payload is compressed by %s, which banger cannot undo: %w", name, errBzImage)
+		}
+	}
+	return fmt.Errorf("its payload begins with %x, which is no known compression: %w", p[:min(4, len(p))], errBzImage)
+}
+
 // checkVmlinux makes sure that a file is a kernel for this architecture.
 func checkVmlinux(r io.ReaderAt) error {
-	f, err := elf.NewFile(r)
-	if err != nil {
-		return fmt.Errorf("%w: %w", err, errBzImage)
-	}
-	if f.Class != elf.ELFCLASS64 || f.Machine != elf.EM_X86_64 || f.Type != elf.ET_EXEC {
-		return fmt.Errorf("it is an ELF of %s, %s, %s: %w", f.Class, f.Machine, f.Type, errBzImage)
-	}
-	return nil
+	_, err := parseELF(r)
+	return err
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ulikunitz/xz/lzma"
+
 	"git.thaloco.com/thaloco/banger/internal/deb/debtest"
 )
 
@@ -25,7 +27,12 @@ func vmlinux() []byte {
 // bzImage wraps a payload as a boot image does; ext is its compression.
 func bzImage(t testing.TB, content []byte, ext string) []byte {
 	t.Helper()
-	p := debtest.Compress(t, content, ext)
+	var p []byte
+	if ext == ".lzma" {
+		p = compressLZMA(t, content)
+	} else {
+		p = debtest.Compress(t, content, ext)
+	}
 	if ext != ".gz" {
 		p = binary.LittleEndian.AppendUint32(p, uint32(len(content)))
 	}
@@ -39,11 +46,24 @@ func bzImage(t testing.TB, content []byte, ext string) []byte {
 	return append(append(image, p...), "what follows the payload"...)
 }
 
+func compressLZMA(t testing.TB, content []byte) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w, err := lzma.NewWriter(&out)
+	if err == nil {
+		_, err = w.Write(content)
+	}
+	if err := errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
 func TestExtractVmlinux(t *testing.T) {
 	content := vmlinux()
-	for _, ext := range []string{".zst", ".gz", ".xz"} {
+	for _, ext := range []string{".zst", ".gz", ".xz", ".lzma"} {
 		var out bytes.Buffer
-		if err := extractVmlinux(&out, bzImage(t, content, ext)); err != nil || !bytes.Equal(out.Bytes(), content) {
+		if err := extractVmlinux(&out, bzImage(t, content, ext), maxVmlinux); err != nil || !bytes.Equal(out.Bytes(), content) {
 			t.Errorf("%s: %d bytes, %v", ext, out.Len(), err)
 		}
 	}
@@ -53,19 +73,48 @@ func TestExtractVmlinux(t *testing.T) {
 		copy(image[at:], b)
 		return image
 	}
-	for name, image := range map[string][]byte{
-		"empty":           nil,
-		"no magic":        change(offMagic, 'x'),
-		"old":             change(offVersion, 7, 2),
-		"payload outside": change(offPayloadLength, 0xff, 0xff, 0xff, 0xff),
-		"no payload":      change(offPayloadLength, 0, 0, 0, 0),
-		"lz4":             bzImage(t, append([]byte{0x02, 0x21, 0x4c, 0x18}, content...), ""),
-		"cut":             change(offPayloadLength, 100, 0, 0, 0),
+	filtered := bzImage(t, content, ".xz")
+	filtered[4*512+0x100+13] |= 1
+	for name, c := range map[string]struct {
+		image []byte
+		want  string
+	}{
+		"empty":           {nil, "no setup header"},
+		"no magic":        {change(offMagic, 'x'), "no setup header"},
+		"old":             {change(offVersion, 7, 2), "older than 2.08"},
+		"payload outside": {change(offPayloadLength, 0xff, 0xff, 0xff, 0xff), "not inside"},
+		"no payload":      {change(offPayloadLength, 0, 0, 0, 0), "not inside"},
+		"lz4":             {bzImage(t, append([]byte{0x02, 0x21, 0x4c, 0x18}, content...), ""), "by lz4"},
+		"lzo":             {bzImage(t, append([]byte("\x89LZO"), content...), ""), "by lzo"},
+		"unknown":         {bzImage(t, []byte("plain text"), ""), "no known compression"},
+		"xz for x86 code": {filtered, "a filter for x86 code"},
+		"cut":             {change(offPayloadLength, 60, 0, 0, 0), "decompress its payload"},
+		"too short":       {change(offPayloadLength, 4, 0, 0, 0), "holds 0 bytes, not"},
 	} {
-		if err := extractVmlinux(io.Discard, image); err == nil {
-			t.Errorf("%s: no error", name)
+		if err := extractVmlinux(io.Discard, c.image, maxVmlinux); !errors.Is(err, errBzImage) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}
+	if err := extractVmlinux(io.Discard, good, 100); err == nil || !strings.Contains(err.Error(), "longer than 100 bytes") {
+		t.Errorf("a payload beyond the limit: %v", err)
+	}
+}
+
+func FuzzExtractVmlinux(f *testing.F) {
+	for _, ext := range []string{".zst", ".gz", ".xz", ".lzma"} {
+		f.Add(bzImage(f, []byte("\x7fELF short"), ext))
+	}
+	f.Fuzz(func(t *testing.T, image []byte) {
+		const limit = 1 << 16
+		var out bytes.Buffer
+		err := extractVmlinux(&out, image, limit)
+		if err != nil && !errors.Is(err, errBzImage) {
+			t.Fatal(err)
+		}
+		if out.Len() > limit+1 || err == nil && out.Len() > limit {
+			t.Fatalf("%d bytes", out.Len())
+		}
+	})
 }
 
 func FuzzPayload(f *testing.F) {

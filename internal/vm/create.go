@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -25,7 +26,7 @@ const (
 )
 
 // CheckCreate reports what is wrong with a request before any work is done for it: the
-// form of names, sizes and forwards, sizes beyond the host, a name or a port of the host that is taken.
+// form of names, sizes and forwards, sizes beyond the host, a name or a port of the host that is taken, a kernel nobody knows.
 func (s *Service) CheckCreate(ctx context.Context, req api.CreateVM) error {
 	if req.Name != "" {
 		if err := CheckName(req.Name); err != nil {
@@ -43,6 +44,11 @@ func (s *Service) CheckCreate(ctx context.Context, req api.CreateVM) error {
 	}
 	if err := checkEnv(req.Env); err != nil {
 		return err
+	}
+	if req.Kernel != "" {
+		if err := s.cfg.Supplies.CheckKernel(ctx, req.Kernel); err != nil {
+			return err
+		}
 	}
 	if _, err := s.size(req); err != nil {
 		return err
@@ -183,7 +189,7 @@ func (s *Service) make(ctx context.Context, req api.CreateVM, rep progress.Repor
 	if err != nil {
 		return store.VM{}, err
 	}
-	krn, err := s.cfg.Supplies.EnsureKernel(ctx, img.Image.Kernel, rep)
+	krn, err := s.kernel(ctx, req, img, rep)
 	if err != nil {
 		return store.VM{}, err
 	}
@@ -225,6 +231,18 @@ func (s *Service) make(ctx context.Context, req api.CreateVM, rep progress.Repor
 	noteForwards(made, req.Forwards, rep)
 	s.cfg.Log.Info("vm created", "vm", rec.Name, "id", rec.ID, "image", rec.ImageDigest, "kernel", rec.KernelDigest)
 	return made, nil
+}
+
+// kernel makes the kernel of a new VM local: the one asked for, or its image's.
+func (s *Service) kernel(ctx context.Context, req api.CreateVM, img Image, rep progress.Reporter) (Kernel, error) {
+	if req.Kernel == "" && img.Image.Kernel != "" {
+		// The image's may have been deleted, or was never here: an image may come from elsewhere.
+		if err := s.cfg.Supplies.CheckKernel(ctx, img.Image.Kernel); api.KindOf(err) == api.KindNotFound {
+			return Kernel{}, api.Errorf(api.KindNotFound, "image %q is for a kernel that is not here: %w", img.Name, err).
+				WithHint("choose another by --kernel; banger kernel list shows what there is")
+		}
+	}
+	return s.cfg.Supplies.EnsureKernel(ctx, cmp.Or(req.Kernel, img.Image.Kernel), rep)
 }
 
 // insert records a VM under the name asked for, or under one that is free.

@@ -40,6 +40,8 @@ type Supplies interface {
 	EnsureImage(ctx context.Context, name string, rep progress.Reporter) (Image, error)
 	// EnsureKernel does the same for a kernel.
 	EnsureKernel(ctx context.Context, name string, rep progress.Reporter) (Kernel, error)
+	// CheckKernel reports whether EnsureKernel knows a kernel of that name.
+	CheckKernel(ctx context.Context, name string) error
 	// ImageByDigest and KernelByDigest find what a VM is pinned to, and check cheaply that it is undamaged.
 	ImageByDigest(ctx context.Context, digest string) (Image, error)
 	KernelByDigest(ctx context.Context, digest string) (Kernel, error)

@@ -255,6 +255,8 @@ func (m *fakeMachine) Close() error                              { return nil }
 type fakeSupplies struct {
 	failAt string
 	db     *store.Store
+	// imageKernel is the kernel the image is for; empty for krn.
+	imageKernel string
 	// engines are what runs VMs: the first, and each time one ends at its start the next.
 	engines []probe.Decision
 	// engineFailures are those that did.
@@ -273,12 +275,22 @@ func (f *fakeSupplies) EnsureImage(ctx context.Context, name string, _ progress.
 	if name == "none" {
 		return Image{}, api.Errorf(api.KindNotFound, "image %q", name)
 	}
-	img := api.Image{Name: "img", Digest: "sha256:" + strings.Repeat("1", 64), Arch: "amd64", Kernel: "krn", Local: true}
+	img := api.Image{Name: "img", Digest: "sha256:" + strings.Repeat("1", 64), Arch: "amd64", Kernel: cmp.Or(f.imageKernel, "krn"), Local: true}
 	return Image{Image: img, Rootfs: "/img"}, errors.Join(f.fail("image"), ctx.Err(), f.db.PutImage(context.WithoutCancel(ctx), img))
 }
 
-func (f *fakeSupplies) EnsureKernel(ctx context.Context, _ string, _ progress.Reporter) (Kernel, error) {
+func (f *fakeSupplies) CheckKernel(_ context.Context, name string) error {
+	if name != "krn" && name != "own" {
+		return api.Errorf(api.KindNotFound, "kernel %q is not known", name)
+	}
+	return nil
+}
+
+func (f *fakeSupplies) EnsureKernel(ctx context.Context, name string, _ progress.Reporter) (Kernel, error) {
 	krn := api.Kernel{Name: "krn", Digest: "sha256:" + strings.Repeat("2", 64), Arch: "amd64", Local: true}
+	if name == "own" {
+		krn.Name, krn.Digest = name, "sha256:"+strings.Repeat("3", 64)
+	}
 	return Kernel{Kernel: krn, Vmlinux: "/vmlinux"}, errors.Join(f.fail("kernel"), f.db.PutKernel(context.WithoutCancel(ctx), krn))
 }
 

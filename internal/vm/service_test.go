@@ -89,6 +89,32 @@ func TestCreateFailsAtEveryStep(t *testing.T) {
 	})
 }
 
+// TestCreateWithKernel: the kernel asked for is the VM's, the image's where nobody asks, and one that nobody knows is told before
+// anything is made.
+func TestCreateWithKernel(t *testing.T) {
+	w := newWorld(t)
+	for asked, want := range map[string]string{"": "krn", "own": "own"} {
+		vm, err := w.svc.Create(t.Context(), api.CreateVM{Kernel: asked}, progress.Discard)
+		if err != nil || vm.Kernel != want {
+			t.Errorf("%q: kernel %q, %v", asked, vm.Kernel, err)
+		}
+	}
+	if err := w.svc.CheckCreate(t.Context(), api.CreateVM{Kernel: "other"}); api.KindOf(err) != api.KindNotFound {
+		t.Errorf("a kernel that nobody knows: %v", err)
+	}
+	w.supplies.imageKernel = "gone"
+	_, err := w.svc.Create(t.Context(), api.CreateVM{Name: "a"}, progress.Discard)
+	if e := api.AsError(err); e.Kind != api.KindNotFound || !strings.HasPrefix(e.Message, `image "img" is for a kernel that is not here: `) || !strings.Contains(e.Hint, "--kernel") {
+		t.Errorf("an image whose kernel is gone: %v, hint %q", err, e.Hint)
+	}
+	if _, err := w.svc.VM(t.Context(), "a"); err == nil {
+		t.Error("a VM was made")
+	}
+	if _, err := w.svc.Create(t.Context(), api.CreateVM{Name: "a", Kernel: "krn"}, progress.Discard); err != nil {
+		t.Errorf("with another kernel: %v", err)
+	}
+}
+
 func TestCreateWithoutItsDirectory(t *testing.T) {
 	w := newWorld(t)
 	if err := os.RemoveAll(w.paths.VMs()); err != nil {

@@ -26,6 +26,7 @@ func (a *agent) handler() http.Handler {
 		},
 		SetIdentity: a.setIdentity,
 		Logs:        a.book.copyTo,
+		Root:        packRoot,
 		Log:         a.log,
 	})
 }

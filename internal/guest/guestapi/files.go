@@ -38,7 +38,7 @@ func (s *server) putFiles(w http.ResponseWriter, r *http.Request) (any, error) {
 		return result(res), nil
 	}
 	e := asError(inWords(err))
-	filestream.Refuse(w, r, func() { reply(w, e.Kind.Status(), api.ErrorReply{Error: e}) })
+	filestream.Refuse(w, r, func(w http.ResponseWriter) { reply(w, e.Kind.Status(), api.ErrorReply{Error: e}) })
 	return answered{}, nil
 }
 
@@ -71,6 +71,24 @@ func (s *server) getFiles(w http.ResponseWriter, r *http.Request) (any, error) {
 	begun, err := filestream.Answer(w, func(out io.Writer) (api.FilesResult, error) {
 		res, err := files.Pack(r.Context(), out, name, files.PackOptions{Follow: g.Follow})
 		return result(res), inWords(err)
+	})
+	if begun {
+		return answered{}, nil
+	}
+	return nil, err
+}
+
+// getRoot packs the root file system; with clean in the query without what its users put into their homes.
+func (s *server) getRoot(w http.ResponseWriter, r *http.Request) (any, error) {
+	if s.cfg.Root == nil {
+		return nil, api.Errorf(api.KindInvalid, "this guest cannot pack its root")
+	}
+	begun, err := filestream.Answer(w, func(out io.Writer) (api.FilesResult, error) {
+		if err := s.cfg.Sync(r.Context()); err != nil {
+			return api.FilesResult{}, err
+		}
+		res, err := s.cfg.Root(r.Context(), out, r.URL.Query().Has("clean"))
+		return result(res), err
 	})
 	if begun {
 		return answered{}, nil
@@ -142,6 +160,20 @@ func (c *Client) CopyFiles(ctx context.Context, p api.PutFiles, r io.Reader) (ap
 // with package hostfiles.
 func (c *Client) Files(ctx context.Context, g api.GetFiles) (*filestream.Stream, error) {
 	resp, err := c.request(ctx, "GET", "/v1/files?"+g.Values().Encode(), nil) //nolint:bodyclose // the stream closes it
+	if err != nil {
+		return nil, err
+	}
+	return filestream.New(resp, func(e *api.Error) error { return believed(e) }), nil
+}
+
+// Root returns the guest's root file system as a tar stream; clean leaves out what its users put into their homes. What it holds is
+// the guest's.
+func (c *Client) Root(ctx context.Context, clean bool) (*filestream.Stream, error) {
+	path := "/v1/root"
+	if clean {
+		path += "?clean=true"
+	}
+	resp, err := c.request(ctx, "GET", path, nil) //nolint:bodyclose // the stream closes it
 	if err != nil {
 		return nil, err
 	}

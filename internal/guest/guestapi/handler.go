@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/guest/files"
 	"git.thaloco.com/thaloco/banger/internal/guest/process"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 )
@@ -43,6 +44,8 @@ type Config struct {
 	SetIdentity func(ctx context.Context, id wire.Identity) error
 	// Logs writes the agent's log to w, and with follow what comes until ctx ends.
 	Logs func(ctx context.Context, w io.Writer, follow bool) error
+	// Root writes the root file system as a tar stream.
+	Root func(ctx context.Context, w io.Writer, clean bool) (files.Result, error)
 	// DataDir is a directory on the data file system; empty for /.
 	DataDir string
 	// Log receives failures of the agent's own; nil for none.
@@ -71,6 +74,7 @@ func Handler(cfg Config) http.Handler {
 		"POST /v1/processes/{id}/signal":     s.signal,
 		"PUT /v1/files":                      s.putFiles,
 		"GET /v1/files":                      s.getFiles,
+		"GET /v1/root":                       s.getRoot,
 		"GET /v1/logs":                       s.logs,
 		"POST /v1/shutdown":                  s.shutdown,
 		"POST /v1/end":                       s.end,

@@ -21,6 +21,9 @@ const (
 	memberRootfs   = "rootfs.ext4"
 )
 
+// FirstMember is the name of the first member of a bundle's tar.
+const FirstMember = memberManifest
+
 // Limits of a bundle, in bytes: what is beyond them is refused.
 const (
 	maxManifest = 1 << 20

@@ -2,81 +2,59 @@ package oci
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
-	"io"
 	"io/fs"
-	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/progress"
 )
 
-const (
-	// fetchers is how many layers of an image are fetched at the same time.
-	fetchers = 3
-	// attempts is how often in a row a fetch may fail without a byte more.
-	attempts = 6
-	// stallAfter is how long no byte may come.
-	stallAfter = time.Minute
-	firstWait  = 200 * time.Millisecond
-	longestGap = 20 * time.Second
-	partSuffix = ".part"
-)
+// fetchers is how many layers of an image are fetched at the same time.
+const fetchers = 3
 
-// errCorrupt says that what was served is not what was promised.
-var errCorrupt = errors.New("it is not what its digest says")
-
-// fetch is a layer that is being fetched; who wants it, too, waits for done.
-type fetch struct {
-	done    chan struct{}
-	err     error
-	got     atomic.Int64
-	cancel  context.CancelFunc
-	waiting int // guarded by Client.mu
-}
+// tellEvery is how often the progress of a fetch is told.
+const tellEvery = 100 * time.Millisecond
 
 // path is where a layer is in the cache.
 func (c *Client) path(d v1.Hash) string {
 	return filepath.Join(c.cfg.Cache, d.Algorithm+"-"+d.Hex)
 }
 
+// has tells whether a layer is in the cache, by its size: what is in it is looked at when it is read.
+func (c *Client) has(l Layer) bool {
+	info, err := os.Stat(c.path(l.Digest))
+	return err == nil && info.Size() == l.Size
+}
+
 // Fetch sees to it that all layers of an image are in the cache. What was fetched of one before is not fetched again, and no layer twice at
-// the same time, whoever wants it. Errors are *api.Error or those of ctx.
+// the same time, whoever wants it, be it another process. Errors are *api.Error or those of ctx.
 func (c *Client) Fetch(ctx context.Context, img *Image, rep progress.Reporter) error {
 	if err := os.MkdirAll(c.cfg.Cache, 0o700); err != nil {
-		return err
+		return c.explainDisk(err)
 	}
-	layers := map[v1.Hash]Layer{}
-	for _, l := range img.Layers {
-		if l.Digest.Algorithm != "sha256" {
-			return api.Errorf(api.KindInvalid, "layer %s of %s: only sha256 is known", l.Digest, img.ref)
-		}
-		layers[l.Digest] = l
-	}
-	total := img.Bytes()
-	count := &counter{rep: rep, total: total, got: map[v1.Hash]int64{}}
+	layers := map[v1.Hash]bool{}
+	count := &counter{rep: rep, total: img.Bytes(), got: map[v1.Hash]int64{}}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(fetchers)
-	for _, l := range layers {
-		g.Go(func() error { return c.layer(gctx, img.ref, l, count) })
+	for _, l := range img.Layers {
+		if layers[l.Digest] {
+			continue
+		}
+		layers[l.Digest] = true
+		g.Go(func() error { return c.layer(gctx, img, l, count) })
 	}
 	err := g.Wait()
-	if cause := context.Cause(ctx); cause != nil {
+	if cause := context.Cause(ctx); err != nil && cause != nil {
 		return cause
 	}
 	return err
@@ -101,48 +79,68 @@ func (c *counter) set(d v1.Hash, n int64) {
 }
 
 // layer sees to it that one layer is in the cache.
-func (c *Client) layer(ctx context.Context, r reference, l Layer, count *counter) error {
+func (c *Client) layer(ctx context.Context, img *Image, l Layer, count *counter) error {
 	for {
-		if info, err := os.Stat(c.path(l.Digest)); err == nil && info.Size() == l.Size {
-			now := time.Now()
-			_ = os.Chtimes(c.path(l.Digest), now, now) // prune goes by it
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		f := c.join(ctx, img, l)
+		if f == nil {
 			count.set(l.Digest, l.Size)
 			return nil
 		}
-		f := c.join(ctx, r, l)
 		err := f.wait(ctx, func(n int64) { count.set(l.Digest, n) })
 		c.leave(f)
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case errors.Is(err, context.Canceled):
+		case errors.Is(err, errUnwanted):
 			continue // nobody else wanted it any more when this one came
 		case err != nil:
-			return c.explainBlob(ctx, r, l, err)
+			return c.explainBlob(ctx, img.ref, l, err)
 		}
-		if _, err := os.Stat(c.path(l.Digest)); err != nil {
-			return err
-		}
+		img.index.put(l.Digest, f.out)
+		count.set(l.Digest, l.Size)
+		return nil
 	}
 }
 
-// join finds the fetch of a layer, or begins one. It goes on while anybody waits for it.
-func (c *Client) join(ctx context.Context, r reference, l Layer) *fetch {
+// fetch is a layer that is being fetched; who wants it, too, waits for done.
+type fetch struct {
+	done    chan struct{}
+	out     *listed // nil for none; read, as is err, once done is closed
+	err     error
+	got     atomic.Int64
+	cancel  context.CancelCauseFunc
+	waiting int // guarded by Client.mu
+}
+
+// errUnwanted ends a fetch for which nobody waits.
+var errUnwanted = errors.New("nobody waits for the layer any more")
+
+// join finds the fetch of a layer, or begins one; it goes on while anybody waits for it. It is nil where the layer is in the cache.
+func (c *Client) join(ctx context.Context, img *Image, l Layer) *fetch {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if f := c.fetches[l.Digest]; f != nil {
 		f.waiting++
 		return f
 	}
-	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	if c.has(l) {
+		now := time.Now()
+		_ = os.Chtimes(c.path(l.Digest), now, now) // what is used is not old
+		return nil
+	}
+	own, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	f := &fetch{done: make(chan struct{}), waiting: 1, cancel: cancel}
 	c.fetches[l.Digest] = f
 	go func() {
-		f.err = c.get(own, r, l, f)
+		d := download{c: c, r: img.ref, l: l, rt: img.rt, got: &f.got}
+		f.out, f.err = d.run(own)
 		c.mu.Lock()
 		delete(c.fetches, l.Digest)
 		c.mu.Unlock()
-		cancel()
+		cancel(nil)
 		close(f.done)
 	}()
 	return f
@@ -153,13 +151,13 @@ func (c *Client) leave(f *fetch) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if f.waiting--; f.waiting == 0 {
-		f.cancel() // and the file is its own until it has ended
+		f.cancel(errUnwanted) // and the file is its own until it has ended
 	}
 }
 
 // wait waits for a fetch, and tells how far it is.
-func (f *fetch) wait(ctx context.Context, told func(int64)) error {
-	tick := time.NewTicker(100 * time.Millisecond)
+func (f *fetch) wait(ctx context.Context, tell func(int64)) error {
+	tick := time.NewTicker(tellEvery)
 	defer tick.Stop()
 	for {
 		select {
@@ -168,196 +166,7 @@ func (f *fetch) wait(ctx context.Context, told func(int64)) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-tick.C:
-			told(f.got.Load())
-		}
-	}
-}
-
-// part is a layer of which a beginning is there.
-type part struct {
-	f    *os.File
-	hash hash.Hash
-	size int64
-}
-
-// openPart opens what is there of a layer.
-func openPart(path string, most int64) (*part, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	p := &part{f: f, hash: sha256.New()}
-	if p.size, err = io.Copy(p.hash, io.LimitReader(f, most)); err == nil {
-		_, err = f.Seek(p.size, io.SeekStart)
-	}
-	if err == nil {
-		err = f.Truncate(p.size)
-	}
-	if err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	return p, nil
-}
-
-// Write implements io.Writer.
-func (p *part) Write(b []byte) (int, error) {
-	n, err := p.f.Write(b)
-	p.hash.Write(b[:n])
-	p.size += int64(n)
-	return n, err
-}
-
-// empty begins anew.
-func (p *part) empty() error {
-	p.hash.Reset()
-	p.size = 0
-	_, err := p.f.Seek(0, io.SeekStart)
-	return errors.Join(err, p.f.Truncate(0))
-}
-
-// get fetches a layer into the cache.
-func (c *Client) get(ctx context.Context, r reference, l Layer, f *fetch) error {
-	name := c.path(l.Digest)
-	p, err := openPart(name+partSuffix, l.Size)
-	if err != nil {
-		return err
-	}
-	defer p.f.Close()
-	var rt http.RoundTripper
-	wait := firstWait
-	for failed := 0; ; {
-		if p.size == l.Size && hex.EncodeToString(p.hash.Sum(nil)) == l.Digest.Hex {
-			break
-		}
-		before := p.size
-		if p.size >= l.Size { // whole, and wrong
-			if failed++; failed > 1 {
-				return errors.Join(errCorrupt, os.Remove(name+partSuffix))
-			}
-			if err := p.empty(); err != nil {
-				return err
-			}
-		}
-		if rt == nil {
-			rt, err = c.login(ctx, r)
-		}
-		if err == nil {
-			err = c.request(ctx, rt, r, l, p, f)
-		}
-		var full *fs.PathError
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case err == nil:
-			continue
-		case errors.As(err, &full), !temporary(err): // the disk's error is this host's
-			return err
-		case p.size > before:
-			failed, wait = 0, firstWait
-		}
-		if failed++; failed >= attempts {
-			return err
-		}
-		c.cfg.Log.Debug("fetch a layer again", "layer", l.Digest.String(), "at", p.size, "err", err)
-		pause := max(wait, retryAfter(err))
-		wait = min(2*wait, longestGap)
-		rt, err = nil, nil // a token may have run out
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	if err := errors.Join(p.f.Sync(), os.Rename(name+partSuffix, name)); err != nil {
-		return err
-	}
-	f.got.Store(l.Size)
-	return nil
-}
-
-// limited is an answer that says to come back later.
-type limited struct {
-	said  *transport.Error
-	after time.Duration
-}
-
-// Error implements error.
-func (l limited) Error() string { return l.said.Error() }
-
-// Unwrap returns the answer.
-func (l limited) Unwrap() error { return l.said }
-
-func retryAfter(err error) time.Duration {
-	if l, ok := errors.AsType[limited](err); ok {
-		return min(l.after, longestGap)
-	}
-	return 0
-}
-
-// temporary tells whether to try again may help.
-func temporary(err error) bool {
-	var said *transport.Error
-	if !errors.As(err, &said) {
-		return true // the network's
-	}
-	return said.Temporary() || said.StatusCode >= 500 || said.StatusCode == http.StatusTooManyRequests || said.StatusCode == http.StatusUnauthorized
-}
-
-// request asks for the rest of a layer.
-func (c *Client) request(ctx context.Context, rt http.RoundTripper, r reference, l Layer, p *part, f *fetch) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	url := fmt.Sprintf("%s://%s/v2/%s/blobs/%s", r.Context().Scheme(), r.Context().RegistryStr(), r.Context().RepositoryStr(), l.Digest)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	if p.size > 0 {
-		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", p.size))
-	}
-	resp, err := (&http.Client{Transport: rt}).Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if err := transport.CheckError(resp, http.StatusOK, http.StatusPartialContent, http.StatusRequestedRangeNotSatisfiable); err != nil {
-		var said *transport.Error
-		if s, aerr := strconv.Atoi(resp.Header.Get("Retry-After")); aerr == nil && errors.As(err, &said) {
-			return limited{said, time.Duration(s) * time.Second}
-		}
-		return err
-	}
-	from := fmt.Sprintf("bytes %d-", p.size)
-	if resp.StatusCode != http.StatusPartialContent || p.size > 0 && !strings.HasPrefix(resp.Header.Get("Content-Range"), from) {
-		if err := p.empty(); err != nil { // it begins at the beginning
-			return err
-		}
-		if resp.StatusCode != http.StatusOK {
-			return nil // the next one asks for all
-		}
-	}
-	stall := time.AfterFunc(stallAfter, cancel)
-	defer stall.Stop()
-	buf := make([]byte, 256<<10)
-	for {
-		n, err := resp.Body.Read(buf)
-		stall.Reset(stallAfter)
-		if over := p.size + int64(n) - l.Size; over > 0 {
-			return errors.Join(fmt.Errorf("more than %d bytes: %w", l.Size, errCorrupt), p.empty())
-		}
-		if _, werr := p.Write(buf[:n]); werr != nil {
-			return werr
-		}
-		f.got.Store(p.size)
-		if err == io.EOF {
-			if p.size < l.Size {
-				return io.ErrUnexpectedEOF
-			}
-			return nil
-		}
-		if err != nil {
-			return err
+			tell(f.got.Load())
 		}
 	}
 }
@@ -368,22 +177,45 @@ func (c *Client) explainBlob(ctx context.Context, r reference, l Layer, err erro
 		return api.Errorf(api.KindUnavailable, "fetch layer %s of %s: %w", l.Digest, r, err).
 			WithHint("the registry %s serves it damaged, or something on the way changes it", r.registry())
 	}
-	var disk *fs.PathError
-	if errors.As(err, &disk) {
-		return fmt.Errorf("fetch layer %s of %s: %w", l.Digest, r, err)
+	if _, disk := errors.AsType[*fs.PathError](err); disk {
+		return c.explainDisk(fmt.Errorf("fetch layer %s of %s: %w", l.Digest, r, err))
 	}
 	return c.explain(ctx, r, fmt.Errorf("layer %s: %w", l.Digest, err))
 }
 
-// Flatten writes the tree of an image whose layers are in the cache as a tar stream: parents before what is in them, and every path once.
-func (c *Client) Flatten(ctx context.Context, img *Image, w io.Writer) error {
-	var layers []opener
-	for _, l := range img.Layers {
-		layers = append(layers, openFile(c.path(l.Digest)))
+// explainDisk gives an error of the cache's disk a kind and a hint.
+func (c *Client) explainDisk(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return api.Errorf(api.KindUnavailable, "%w", err).WithHint("free some space where %s is, and pull again: what is there is kept", c.cfg.Cache)
 	}
-	err := flatten(ctx, layers, w)
-	if cause := context.Cause(ctx); err != nil && cause != nil {
-		return cause
+	return api.Errorf(api.KindInternal, "%w", err)
+}
+
+// index are the entries of layers that Fetch has come by, for Flatten.
+type index struct {
+	mu    sync.Mutex // guards what follows
+	known map[v1.Hash]*listed
+	cost  int64
+}
+
+func (i *index) put(d v1.Hash, l *listed) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if l == nil || i.known[d] != nil || i.cost+l.cost > maxKept {
+		return
 	}
-	return err
+	i.known[d] = l
+	i.cost += l.cost
+}
+
+// takeAll returns the entries of layers, as far as they are known. None is kept any longer.
+func (i *index) takeAll(layers []Layer) map[v1.Hash]*listed {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	out := map[v1.Hash]*listed{}
+	for _, l := range layers {
+		out[l.Digest] = i.known[l.Digest]
+	}
+	i.known, i.cost = map[v1.Hash]*listed{}, 0
+	return out
 }

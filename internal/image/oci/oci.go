@@ -1,8 +1,9 @@
 // Package oci makes local what registries serve by the OCI's distribution and image specifications, and by Docker's of before: it
 // finds the image of a platform, keeps the layers in a cache, and merges them to one tree.
 //
-// reference.go has names, registry.go asks registries, blobs.go is the cache, layer.go reads a layer, tree.go puts layers on each other, flatten.go
-// writes the result as one tar stream.
+// reference.go has names, registry.go asks registries. blobs.go is the cache, download.go brings a layer into it, part.go is one that is not whole
+// yet. layer.go reads a layer, ahead.go does so before it is asked, tree.go puts layers on each other within what budget.go allows, flatten.go writes
+// the result as one tar stream.
 package oci
 
 import (
@@ -28,7 +29,8 @@ type Config struct {
 
 // Client pulls images. Its methods may be called from several goroutines.
 type Client struct {
-	cfg Config
+	cfg  Config
+	pace pace
 
 	mu      sync.Mutex // guards fetches
 	fetches map[v1.Hash]*fetch
@@ -45,10 +47,10 @@ func New(cfg Config) *Client {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Client{cfg: cfg, fetches: map[v1.Hash]*fetch{}}
+	return &Client{cfg: cfg, pace: defaultPace, fetches: map[v1.Hash]*fetch{}}
 }
 
-// Image is an image of a registry for one platform.
+// Image is an image of a registry for one platform, as Resolve found it.
 type Image struct {
 	// Reference is what was asked for, in full, with the digest of what it is now: "docker.io/library/alpine:3.20@sha256:HEX".
 	Reference string
@@ -60,7 +62,9 @@ type Image struct {
 	Entrypoint, Cmd []string
 	Layers          []Layer // the lowest first
 
-	ref reference
+	ref   reference
+	rt    http.RoundTripper // logged in
+	index *index
 }
 
 // Layer is a layer of an image, as it is served.

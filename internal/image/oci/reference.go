@@ -30,7 +30,7 @@ func parse(s string) (reference, error) {
 	return reference{r}, nil
 }
 
-// Normalize is a reference in full, without the digest where it has a tag: "docker.io/library/alpine:latest".
+// Normalize is a reference in full: "docker.io/library/alpine:latest". One with a tag and a digest loses the tag, which says nothing more then.
 func Normalize(s string) (string, error) {
 	r, err := parse(s)
 	if err != nil {
@@ -72,4 +72,13 @@ func Repository(s string) string {
 		return ""
 	}
 	return r.repository()
+}
+
+// Registry is the host that a reference is asked from; "" for what is none.
+func Registry(s string) string {
+	r, err := parse(s)
+	if err != nil {
+		return ""
+	}
+	return r.registry()
 }

@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,13 +44,13 @@ func defaultTransport() http.RoundTripper {
 }
 
 // login is a transport that has said to a registry who it is, and says it again when it is asked.
-func (c *Client) login(ctx context.Context, r reference) (http.RoundTripper, error) {
+func (c *Client) login(ctx context.Context, r reference, over http.RoundTripper) (http.RoundTripper, error) {
 	auth, err := c.cfg.Keychain.Resolve(r.Context())
 	if err != nil {
 		return nil, api.Errorf(api.KindUnavailable, "find docker's credentials for %s: %w", r.registry(), err).
 			WithHint("look at ~/.docker/config.json, and at the credential helper it names; or log in again: docker login %s", r.registry())
 	}
-	return transport.NewWithContext(ctx, r.Context().Registry, auth, c.cfg.Transport, []string{r.Scope(transport.PullScope)})
+	return transport.NewWithContext(ctx, r.Context().Registry, auth, over, []string{r.Scope(transport.PullScope)})
 }
 
 // Resolve asks a registry what an image is, for a platform: "" for linux/amd64. Errors are *api.Error: KindInvalid for a reference or platform
@@ -70,7 +71,7 @@ func (c *Client) Resolve(ctx context.Context, ref, platform string) (*Image, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, resolveWithin)
 	defer cancel()
-	rt, err := c.login(ctx, r)
+	rt, err := c.login(ctx, r, patient{c.cfg.Transport, c.pace})
 	if err != nil {
 		return nil, c.explain(ctx, r, err)
 	}
@@ -87,6 +88,7 @@ func (c *Client) Resolve(ctx context.Context, ref, platform string) (*Image, err
 	if err != nil {
 		return nil, c.explain(ctx, r, err)
 	}
+	out.rt = rt
 	out.Reference = r.String()
 	if _, pinned := r.Reference.(name.Digest); !pinned {
 		out.Reference += "@" + desc.Digest.String()
@@ -115,19 +117,37 @@ func choose(r reference, desc *remote.Descriptor, want v1.Platform) (v1.Image, e
 		return nil, err
 	}
 	var have []string
-	for _, d := range m.Manifests {
+	var best *v1.Descriptor
+	for k := range m.Manifests {
+		d := &m.Manifests[k]
 		p := d.Platform
 		if p == nil || p.OS == "unknown" || !d.MediaType.IsImage() {
 			continue // what attests something of the others
 		}
-		if p.Satisfies(want) {
-			return index.Image(d.Digest)
-		}
 		have = append(have, p.String())
+		if suits(*p, want) && (best == nil || variant(*p) == variant(want) && variant(*best.Platform) != variant(want)) {
+			best = d
+		}
+	}
+	if best != nil {
+		return index.Image(best.Digest)
 	}
 	slices.Sort(have)
 	return nil, api.Errorf(api.KindNotFound, "%s has no image for %s", r, want).
-		WithHint("there are: %s", strings.Join(slices.Compact(have), ", "))
+		WithHint("there are: %s", cmp.Or(strings.Join(slices.Compact(have), ", "), "none"))
+}
+
+// suits tells whether what is made for one platform is what is wanted for another, whose variant may be open.
+func suits(p, want v1.Platform) bool {
+	return p.OS == want.OS && p.Architecture == want.Architecture && (want.Variant == "" || variant(p) == variant(want))
+}
+
+// variant is that of a platform, in the one of the ways to say it in which it is not said where it is the usual one.
+func variant(p v1.Platform) string {
+	if p.Architecture == "arm64" && p.Variant == "v8" || p.Architecture == "amd64" && p.Variant == "v1" {
+		return ""
+	}
+	return p.Variant
 }
 
 // describe reads what an image says of itself.
@@ -149,14 +169,17 @@ func describe(r reference, img v1.Image, want v1.Platform) (*Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
-	if is := f.Platform(); is != nil && is.Architecture != "" && !is.Satisfies(v1.Platform{OS: want.OS, Architecture: want.Architecture}) {
+	if is := f.Platform(); is != nil && is.Architecture != "" && (is.OS != want.OS || is.Architecture != want.Architecture) {
 		return nil, api.Errorf(api.KindNotFound, "%s has no image for %s", r, want).WithHint("there is: %s", is)
 	}
 	out := &Image{Platform: want.String(), Env: f.Config.Env, WorkDir: f.Config.WorkingDir, User: f.Config.User,
-		Entrypoint: f.Config.Entrypoint, Cmd: f.Config.Cmd, ref: r}
+		Entrypoint: f.Config.Entrypoint, Cmd: f.Config.Cmd, ref: r, index: &index{known: map[v1.Hash]*listed{}}}
 	for n, l := range m.Layers {
 		if l.Size < 0 || !isLayer(l.MediaType) {
 			return nil, api.Errorf(api.KindInvalid, "layer %d of %s is of type %s and %d bytes", n+1, r, l.MediaType, l.Size)
+		}
+		if l.Digest.Algorithm != "sha256" {
+			return nil, api.Errorf(api.KindInvalid, "layer %s of %s: only sha256 is known", l.Digest, r)
 		}
 		out.Layers = append(out.Layers, Layer{Digest: l.Digest, Size: l.Size})
 	}
@@ -165,7 +188,9 @@ func describe(r reference, img v1.Image, want v1.Platform) (*Image, error) {
 
 // isLayer tells whether a media type is one of a layer that can be read; those that only some registries may serve count.
 func isLayer(t types.MediaType) bool {
-	return t.IsLayer() || strings.HasPrefix(string(t), "application/vnd.oci.image.layer.") && !strings.Contains(string(t), "encrypted")
+	s := string(t)
+	known := strings.HasPrefix(s, "application/vnd.oci.image.layer.") || strings.HasPrefix(s, "application/vnd.docker.image.rootfs.diff.tar")
+	return t.IsLayer() || known && !strings.Contains(s, "encrypted")
 }
 
 // explain gives an error of a registry a kind and a hint.
@@ -177,7 +202,7 @@ func (c *Client) explain(ctx context.Context, r reference, err error, options ..
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.DeadlineExceeded) {
 		return cause
 	}
-	e := api.Errorf(api.KindUnavailable, "ask %s for %s: %w", r.registry(), r, err)
+	e := api.Errorf(api.KindUnavailable, "ask %s for %s: %w", r.registry(), r, brief{err})
 	var said *transport.Error
 	if !errors.As(err, &said) {
 		return e.WithHint("is %s reachable from this host? A proxy is taken from HTTPS_PROXY of the daemon's environment", r.registry())
@@ -197,6 +222,22 @@ func (c *Client) explain(ctx context.Context, r reference, err error, options ..
 	}
 	return e.WithHint("try again later")
 }
+
+// brief is an error whose text may be a whole page of a server's.
+type brief struct{ error }
+
+// Error implements error.
+func (b brief) Error() string {
+	const most = 300
+	s := strings.Join(strings.Fields(b.error.Error()), " ")
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + "…"
+	}
+	return s
+}
+
+// Unwrap returns the error.
+func (b brief) Unwrap() error { return b.error }
 
 // tags says which tags there are, near the one that was asked for.
 func (c *Client) tags(ctx context.Context, r reference, options []remote.Option) string {

@@ -2,77 +2,132 @@ package oci
 
 import (
 	"archive/tar"
+	"errors"
 	"fmt"
 	"maps"
 	"path"
 	"slices"
 	"strings"
-	"time"
 )
 
 // maxLinks is how many symbolic links are followed on the way to a path (Linux: MAXSYMLINKS).
 const maxLinks = 40
 
-// item is an entry of a layer without its content.
-type item struct {
-	n    int // of the layer's entries
-	name string
-	h    *tar.Header
-}
-
 // inode is a file of the merged tree, by whatever names.
 type inode struct {
-	layer, n int         // whose entry it is
-	h        *tar.Header // nil for a directory that no layer has
-	names    []string    // filled in by collect
+	layer, n int32   // whose entry it is
+	typ      byte    // as an item's
+	meta     *meta   // nil for a regular file
+	first    *node   // filled in by collect, as is more
+	more     []*node // the other names
 }
-
-func (i *inode) isDir() bool { return i.h == nil || i.h.Typeflag == tar.TypeDir }
 
 // node is a name of the merged tree.
 type node struct {
+	name     string // the last part of its path; "" for the root
+	parent   *node  // nil for the root
 	inode    *inode
-	children map[string]*node // of a directory
-	layer    int              // that put it there last
+	children map[string]*node // nil for what is no directory
 }
 
-func newDir(h *tar.Header, layer, n int) *node {
-	return &node{inode: &inode{layer: layer, n: n, h: h}, children: map[string]*node{}, layer: layer}
+func (n *node) isDir() bool { return n.children != nil }
+
+// path is the whole path of a node, without a leading slash.
+func (n *node) path() string {
+	size := 0
+	for at := n; at.parent != nil; at = at.parent {
+		size += len(at.name) + 1
+	}
+	if size == 0 {
+		return ""
+	}
+	b := make([]byte, size-1)
+	end := len(b)
+	for at := n; at.parent != nil; at = at.parent {
+		end -= copy(b[end-len(at.name):end], at.name)
+		if end > 0 {
+			end--
+			b[end] = '/'
+		}
+	}
+	return string(b)
 }
 
 // tree is what layers make, one on the other.
 type tree struct {
-	root  *node
-	count int
+	root *node
+	cost *budget
 }
 
-func newTree() *tree { return &tree{root: newDir(nil, -1, 0)} }
+func newTree(cost *budget) *tree {
+	return &tree{cost: cost, root: &node{inode: &inode{layer: -1, typ: tar.TypeDir, meta: implicit}, children: map[string]*node{}}}
+}
+
+// put gives an inode a name, in place of what has it.
+func (t *tree) put(parent *node, base string, i *inode) (*node, error) {
+	n := &node{name: base, parent: parent, inode: i}
+	cost := int64(nodeCost)
+	if i.typ == tar.TypeDir {
+		n.children = map[string]*node{}
+		cost += dirCost
+	}
+	parent.children[base] = n
+	return n, t.cost.take(1, cost)
+}
 
 // apply puts a layer on the tree. Whiteouts hide what layers below have, and never what their own has, wherever in it they stand.
 func (t *tree) apply(layer int, items []item) error {
-	if t.count += len(items); t.count > maxEntries {
-		return fmt.Errorf("the image has more than %d files", maxEntries)
-	}
-	for _, it := range items {
-		if dir, base := path.Split(it.name); strings.HasPrefix(base, whiteoutPrefix) {
-			t.whiteout(layer, strings.TrimSuffix(dir, "/"), base)
-		}
-	}
-	for _, it := range items {
-		if strings.HasPrefix(path.Base(it.name), whiteoutPrefix) {
+	var own map[string]bool
+	for k := range items {
+		it := &items[k]
+		if !strings.HasPrefix(it.base, whiteoutPrefix) {
 			continue
 		}
-		if err := t.add(layer, it); err != nil {
-			return fmt.Errorf("%q: %w", it.name, err)
+		if own == nil {
+			own = directories(items)
+		}
+		t.whiteout(own, it.dir, it.base)
+	}
+	for k := range items {
+		it := &items[k]
+		if strings.HasPrefix(it.base, whiteoutPrefix) {
+			continue
+		}
+		if err := t.add(int32(layer), it); err != nil {
+			return fmt.Errorf("%q: %w", it.path(), err)
 		}
 	}
+	// AUFS keeps there what has several names.
+	maps.DeleteFunc(t.root.children, func(base string, _ *node) bool { return strings.HasPrefix(base, reservedPrefix) })
 	return nil
 }
 
-// whiteout hides what is below in one name, or in a whole directory.
-func (t *tree) whiteout(layer int, dir, base string) {
-	at := t.find(dir, nil)
-	if at == nil || !at.inode.isDir() {
+// directories are the paths of a layer's directories.
+func directories(items []item) map[string]bool {
+	out := map[string]bool{}
+	for k := range items {
+		if items[k].typ == tar.TypeDir {
+			out[items[k].path()] = true
+		}
+	}
+	return out
+}
+
+// whiteout hides what is below in one name, or in a whole directory. own are the directories of the layer that says so: one of them that is no
+// directory below (a symbolic link to one, say) is a new one, and nothing of the old is in it.
+func (t *tree) whiteout(own map[string]bool, dir, base string) {
+	at, parts := t.root, split(dir)
+	for k, part := range parts {
+		next := at.children[part]
+		if next == nil || !next.isDir() {
+			if own[strings.Join(parts[:k+1], "/")] {
+				return
+			}
+			break
+		}
+		at = next
+	}
+	if at = t.find(dir); at == nil {
 		return
 	}
 	switch {
@@ -85,105 +140,133 @@ func (t *tree) whiteout(layer int, dir, base string) {
 }
 
 // add puts one entry there.
-func (t *tree) add(layer int, it item) error {
-	switch it.h.Typeflag {
-	case tar.TypeReg, tar.TypeRegA, tar.TypeGNUSparse, tar.TypeCont, tar.TypeDir, tar.TypeSymlink, tar.TypeLink, tar.TypeChar, tar.TypeBlock, tar.TypeFifo: //nolint:staticcheck // TypeRegA is what old tars have
+func (t *tree) add(layer int32, it *item) error {
+	switch it.typ {
+	case tar.TypeReg, tar.TypeDir, tar.TypeSymlink, tar.TypeLink, tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
 	default:
-		return fmt.Errorf("an entry of type %q", it.h.Typeflag)
+		return fmt.Errorf("an entry of type %q", it.typ)
 	}
-	if it.name == "" {
-		if it.h.Typeflag != tar.TypeDir {
-			return fmt.Errorf("the root is no directory")
+	i := &inode{layer: layer, n: it.n, typ: it.typ, meta: it.meta}
+	if it.base == "" {
+		if it.typ != tar.TypeDir {
+			return errors.New("the root is no directory")
 		}
-		t.root.inode = &inode{layer: layer, n: it.n, h: it.h}
+		t.root.inode = i
 		return nil
 	}
-	dir, base := path.Split(it.name)
-	parent, err := t.dir(strings.TrimSuffix(dir, "/"), layer)
+	parent, err := t.dir(it.dir)
 	if err != nil {
 		return err
 	}
-	old := parent.children[base]
-	switch it.h.Typeflag {
-	case tar.TypeDir:
-		if old != nil && old.inode.isDir() {
-			old.inode, old.layer = &inode{layer: layer, n: it.n, h: it.h}, layer
-			return nil
+	switch old := parent.children[it.base]; {
+	case it.typ == tar.TypeDir && old != nil && old.isDir():
+		old.inode = i
+		return nil
+	case it.typ == tar.TypeLink:
+		if i, err = t.target(it.meta.link); err != nil {
+			return err
 		}
-		parent.children[base] = newDir(it.h, layer, it.n)
-	case tar.TypeLink:
-		to, err := clean(it.h.Linkname)
-		if err != nil {
-			return fmt.Errorf("a hard link to %w", err)
-		}
-		toDir, toBase := path.Split(to)
-		var target *node
-		if at := t.find(strings.TrimSuffix(toDir, "/"), nil); at != nil {
-			target = at.children[toBase]
-		}
-		if target == nil || target.inode.isDir() {
-			return fmt.Errorf("a hard link to %q, which is not there", it.h.Linkname)
-		}
-		parent.children[base] = &node{inode: target.inode, layer: layer}
-	default:
-		parent.children[base] = &node{inode: &inode{layer: layer, n: it.n, h: it.h}, layer: layer}
 	}
-	return nil
+	_, err = t.put(parent, it.base, i)
+	return err
+}
+
+// target is what a hard link leads to. Its last part is not followed: a symbolic link may have several names, too.
+func (t *tree) target(link string) (*inode, error) {
+	to, err := clean(link)
+	if err != nil {
+		return nil, fmt.Errorf("a hard link to %w", err)
+	}
+	dir, base := path.Split(to)
+	if at := t.find(strings.TrimSuffix(dir, "/")); at != nil {
+		if n := at.children[base]; n != nil && !n.isDir() {
+			return n.inode, nil
+		}
+	}
+	return nil, fmt.Errorf("a hard link to %q, which is not there", link)
 }
 
 // dir is the directory of a path, made where it is not there, and in place of what is no directory. Symbolic links on the way are followed
 // within the tree, as an unpacker does that is confined to it.
-func (t *tree) dir(name string, layer int) (*node, error) {
-	budget := maxLinks
-	made := t.resolve(name, &budget, func(parent *node, base string) *node {
-		d := newDir(nil, layer, 0)
-		parent.children[base] = d
+func (t *tree) dir(name string) (*node, error) {
+	var failed error
+	made := t.resolve(name, func(parent *node, base string, depth int) *node {
+		if depth >= maxDepth {
+			failed = fmt.Errorf("deeper than %d directories", maxDepth)
+			return nil
+		}
+		var d *node
+		d, failed = t.put(parent, base, &inode{layer: -1, typ: tar.TypeDir, meta: implicit})
+		if failed != nil {
+			return nil
+		}
 		return d
 	})
-	if made == nil {
+	switch {
+	case failed != nil:
+		return nil, failed
+	case made == nil:
 		return nil, fmt.Errorf("more than %d symbolic links on the way", maxLinks)
 	}
 	return made, nil
 }
 
-// find is what is at a path, nil for nothing. The last part is followed, too, where it is a link.
-func (t *tree) find(name string, _ *int) *node {
-	budget := maxLinks
-	return t.resolve(name, &budget, func(*node, string) *node { return nil })
+// find is the directory at a path, nil for none. The last part is followed, too, where it is a link.
+func (t *tree) find(name string) *node {
+	return t.resolve(name, func(*node, string, int) *node { return nil })
 }
 
 // resolve follows a path from the root. absent is asked for what is not there, or no directory; its nil ends the search.
-func (t *tree) resolve(name string, budget *int, absent func(parent *node, base string) *node) *node {
-	at, way := t.root, []*node{}
+func (t *tree) resolve(name string, absent func(parent *node, base string, depth int) *node) *node {
+	if at := t.plain(name); at != nil {
+		return at
+	}
+	at, depth, links := t.root, 0, maxLinks
 	parts := split(name)
 	for len(parts) > 0 {
 		part := parts[0]
 		parts = parts[1:]
 		if part == ".." {
-			if len(way) > 0 {
-				at, way = way[len(way)-1], way[:len(way)-1]
+			if at.parent != nil {
+				at, depth = at.parent, depth-1
 			}
 			continue
 		}
 		next := at.children[part]
 		switch {
-		case next != nil && next.children != nil:
-		case next != nil && next.inode.h.Typeflag == tar.TypeSymlink:
-			if *budget--; *budget < 0 || len(parts) > maxName {
+		case next != nil && next.isDir():
+		case next != nil && next.inode.typ == tar.TypeSymlink:
+			link := next.inode.meta.link
+			if links--; links < 0 || len(parts) > maxName {
 				return nil
 			}
-			if strings.HasPrefix(next.inode.h.Linkname, "/") {
-				at, way = t.root, nil
+			if strings.HasPrefix(link, "/") {
+				at, depth = t.root, 0
 			}
-			parts = slices.Concat(split(next.inode.h.Linkname), parts)
+			parts = slices.Concat(split(link), parts)
 			continue
 		default:
-			if next = absent(at, part); next == nil {
+			if next = absent(at, part, depth); next == nil {
 				return nil
 			}
 		}
-		way = append(way, at)
-		at = next
+		at, depth = next, depth+1
+	}
+	return at
+}
+
+// plain is the directory at a path where all on the way to it are directories, too, as nearly always.
+func (t *tree) plain(name string) *node {
+	at := t.root
+	for name != "" {
+		var part string
+		part, name, _ = strings.Cut(name, "/")
+		if part == "" || part == "." {
+			continue
+		}
+		if at = at.children[part]; at == nil || !at.isDir() {
+			return nil
+		}
 	}
 	return at
 }
@@ -193,40 +276,33 @@ func split(name string) []string {
 	return slices.DeleteFunc(strings.Split(name, "/"), func(s string) bool { return s == "" || s == "." })
 }
 
-// collect gives each inode its names, and returns those of directories and of all others, in the order of their first names, and the
-// regular files by layer and entry.
-func (t *tree) collect() (dirs, others []*inode, files map[[2]int]*inode) {
-	files = map[[2]int]*inode{}
-	var visit func(name string, n *node)
-	visit = func(name string, n *node) {
-		if first := len(n.inode.names) == 0; first {
-			switch {
-			case n.inode.isDir():
-				dirs = append(dirs, n.inode)
-			case isFile(n.inode.h):
-				files[[2]int{n.inode.layer, n.inode.n}] = n.inode
-			default:
-				others = append(others, n.inode)
-			}
+// collect gives each inode its names, and returns those of directories, with parents before what is in them, of regular files, by layer and in the
+// order of its entries, and of all others.
+func (t *tree) collect(layers int) (dirs, others []*inode, files [][]*inode) {
+	files = make([][]*inode, layers)
+	var visit func(n *node)
+	visit = func(n *node) {
+		i := n.inode
+		if i.first != nil {
+			i.more = append(i.more, n)
+			return
 		}
-		n.inode.names = append(n.inode.names, name)
+		i.first = n
+		switch {
+		case n.isDir():
+			dirs = append(dirs, i)
+		case i.typ == tar.TypeReg:
+			files[i.layer] = append(files[i.layer], i)
+		default:
+			others = append(others, i)
+		}
 		for _, base := range slices.Sorted(maps.Keys(n.children)) {
-			visit(path.Join(name, base), n.children[base])
+			visit(n.children[base])
 		}
 	}
-	visit("", t.root)
-	return dirs, others, files
-}
-
-func isFile(h *tar.Header) bool {
-	switch h.Typeflag {
-	case tar.TypeReg, tar.TypeRegA, tar.TypeGNUSparse, tar.TypeCont: //nolint:staticcheck // as above
-		return true
+	visit(t.root)
+	for _, of := range files {
+		slices.SortFunc(of, func(a, b *inode) int { return int(a.n) - int(b.n) })
 	}
-	return false
-}
-
-// implicit is the header of a directory that no layer has: as one is made on the way.
-func implicit() *tar.Header {
-	return &tar.Header{Typeflag: tar.TypeDir, Mode: 0o755, ModTime: time.Unix(0, 0)}
+	return dirs, others, files
 }

@@ -33,6 +33,8 @@ type Module struct {
 	Aliases, Softdeps []string
 	// Symbols are those it exports.
 	Symbols []string
+	// Release is that of the kernel it was built for, as uname -r says it; empty where it does not tell.
+	Release string
 }
 
 // IsModule reports whether a file is a module by its name, compressed or not.
@@ -57,6 +59,12 @@ func splitName(file string) (base, ext string) {
 	return file, ""
 }
 
+// Plain returns the name of a module's file without the ending of its compression.
+func Plain(file string) string {
+	base, _ := splitName(file)
+	return base
+}
+
 func underscores(s string) string { return strings.ReplaceAll(s, "-", "_") }
 
 // Decompress returns the content of a module file, which may be compressed as the ending of its name says.
@@ -77,14 +85,14 @@ func Decompress(file string, r io.Reader) ([]byte, error) {
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("decompress %q: %w", file, err)
+		return nil, fmt.Errorf("decompress %q: %w: %w", file, err, ErrFormat)
 	}
 	data, err := io.ReadAll(io.LimitReader(r, MaxModule+1))
 	if err == nil && len(data) > MaxModule {
 		err = fmt.Errorf("longer than %d bytes", MaxModule)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("decompress %q: %w", file, err)
+		return nil, fmt.Errorf("decompress %q: %w: %w", file, err, ErrFormat)
 	}
 	return data, nil
 }
@@ -104,6 +112,9 @@ func Parse(file string, data []byte) (m Module, err error) {
 	if section == nil || f.Type != elf.ET_REL {
 		return Module{}, fmt.Errorf("read module %q: no .modinfo: %w", file, ErrFormat)
 	}
+	if f.Class != elf.ELFCLASS64 || f.Machine != elf.EM_X86_64 {
+		return Module{}, fmt.Errorf("read module %q: it is for %s, %s: %w", file, f.Machine, f.Class, ErrFormat)
+	}
 	info, err := section.Data()
 	if err != nil {
 		return Module{}, fmt.Errorf("read module %q: %w: %w", file, err, ErrFormat)
@@ -114,6 +125,8 @@ func Parse(file string, data []byte) (m Module, err error) {
 		switch key {
 		case "alias":
 			m.Aliases = append(m.Aliases, value)
+		case "vermagic":
+			m.Release, _, _ = strings.Cut(value, " ")
 		case "softdep":
 			m.Softdeps = append(m.Softdeps, value)
 		case "depends":

@@ -31,7 +31,13 @@ type Shipped struct {
 	Order, Builtin, BuiltinInfo []byte
 }
 
-// NewSet works out the dependencies. It is an error if a module needs one that is neither there nor built in, or if some need
+// SetError says which module does not fit in with the others, and why.
+type SetError struct{ Module, Reason string }
+
+// Error implements error.
+func (e *SetError) Error() string { return fmt.Sprintf("module %q: %s", e.Module, e.Reason) }
+
+// NewSet works out the dependencies. It is a SetError if a module needs one that is neither there nor built in, or if some need
 // each other in a circle.
 func NewSet(modules []Module, shipped Shipped) (*Set, error) {
 	s := &Set{byName: map[string]*node{}, builtin: map[string]bool{}}
@@ -43,7 +49,7 @@ func NewSet(modules []Module, shipped Shipped) (*Set, error) {
 	s.builtinAliases = builtinAliases(shipped.BuiltinInfo)
 	for _, m := range modules {
 		if s.byName[m.Name] != nil {
-			return nil, fmt.Errorf("module %q: comes twice, as %q and %q", m.Name, s.byName[m.Name].Path, m.Path)
+			return nil, &SetError{m.Name, fmt.Sprintf("comes twice, as %q and %q", s.byName[m.Name].Path, m.Path)}
 		}
 		n := &node{Module: m}
 		s.byName[m.Name] = n
@@ -56,7 +62,7 @@ func NewSet(modules []Module, shipped Shipped) (*Set, error) {
 			case dep != nil:
 				n.deps = append(n.deps, dep)
 			case !s.builtin[name]:
-				return nil, fmt.Errorf("module %q: needs %q, which the kernel does not have", n.Name, name)
+				return nil, &SetError{n.Name, fmt.Sprintf("needs %q, which the kernel does not have", name)}
 			}
 		}
 	}
@@ -115,7 +121,7 @@ func (s *Set) rankAll() error {
 	if ranked < len(s.modules) {
 		for _, n := range s.modules {
 			if users[n] > 0 {
-				return fmt.Errorf("module %q: it and what it needs go round in a circle", n.Name)
+				return &SetError{n.Name, "it and what it needs go round in a circle"}
 			}
 		}
 	}
@@ -143,6 +149,12 @@ func (n *node) needs() []*node {
 
 // Len is the number of modules.
 func (s *Set) Len() int { return len(s.modules) }
+
+// Has reports whether the kernel has something as a module, and whether it has it built in as far as Shipped told.
+func (s *Set) Has(name string) (module, builtin bool) {
+	name = underscores(name)
+	return s.byName[name] != nil, s.builtin[name]
+}
 
 // LoadOrder returns the named modules and all they need, each after what it needs and once. Those built into the kernel are
 // left out; a name the kernel does not have at all is an error.

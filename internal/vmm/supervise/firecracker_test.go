@@ -61,11 +61,21 @@ func startFC(t *testing.T, knobs fakefc.Knobs, change func(*vmm.Spec), args ...s
 // launchFC starts the VM in dir, with args for its supervisor.
 func launchFC(t *testing.T, dir string, spec vmm.Spec, args ...string) *run {
 	t.Helper()
+	r, err := tryFC(t, dir, spec, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// tryFC is launchFC of a VM that may end before it is known to have started.
+func tryFC(t *testing.T, dir string, spec vmm.Spec, args ...string) (*run, error) {
+	t.Helper()
 	eng := newEngine(t, append([]string{"--ending-grace", "300ms"}, args...)...)
 	ctx := within(t, 60*time.Second)
 	m, err := eng.Start(ctx, dir, spec)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	r := &run{machine: m.(*machine), ctx: ctx, dir: dir, spec: spec, eng: eng}
 	t.Cleanup(func() {
@@ -76,7 +86,7 @@ func launchFC(t *testing.T, dir string, spec vmm.Spec, args ...string) *run {
 			t.Logf("vmm.log:\n%s", b[max(0, len(b)-4000):])
 		}
 	})
-	return r
+	return r, nil
 }
 
 // stays are the files a VM that does not run may have: its own, its logs, and those of the fake.

@@ -1,4 +1,4 @@
-// Package kmodtest makes kernel modules for tests: ELF files with what depmod and modprobe look at, and no code.
+// Package kmodtest makes kernel modules and kernels for tests: ELF files with what depmod, modprobe and banger look at, and no code.
 package kmodtest
 
 import (
