@@ -62,7 +62,8 @@ type Config struct {
 	HostPorts []uint16
 	// DebianMirror is a URL without a slash at its end; empty for the host's own mirror or the public one.
 	DebianMirror string
-	// ImageCatalog are files (absolute) and URLs of catalogs beside the embedded one.
+	// ImageCatalog are the places of catalogs beside the embedded one: files (absolute), and URLs with the digest of what is
+	// there, "https://…#sha256=HEX".
 	ImageCatalog []string
 	// DefaultCPUs is 0 where the file does not say: see CPUs.
 	DefaultCPUs int

@@ -53,7 +53,7 @@ network = "bridge"
 allow_private_networks = false
 host_ports = [5432, 65535]
 debian_mirror = "https://mirror.example/debian/"
-image_catalog = ["https://example.org/c.json", "~/catalog.json"]
+image_catalog = ["https://example.org/c.toml#sha256=E3B0C44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "~/catalog.toml"]
 default_cpus = 8
 default_memory = "512MiB"
 default_disk = "2T"
@@ -81,7 +81,7 @@ func TestEverything(t *testing.T) {
 		FileSync: []FileSync{{Host: "/home/me/.netrc", Guest: "/root/.netrc", Mode: 0o600},
 			{Host: "/etc/pki", Guest: "/root/pki", Mode: 0o644}},
 		Engine: "qemu", Jail: "on", Network: "bridge", HostPorts: []uint16{5432, 65535}, DebianMirror: "https://mirror.example/debian",
-		ImageCatalog: []string{"https://example.org/c.json", "/home/me/catalog.json"},
+		ImageCatalog: []string{"https://example.org/c.toml#sha256=e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "/home/me/catalog.toml"},
 		DefaultCPUs:  8, DefaultMemory: "512MiB", DefaultDisk: "2T",
 	}
 	if diff := cmp.Diff(want, c, ignore); diff != "" {
@@ -200,6 +200,13 @@ func TestMistakes(t *testing.T) {
 		{"debian_mirror = \"http://x/?a=b\"", `a query or fragment makes no sense`},
 		{"image_catalog = [\"relative\"]", `expected files (absolute or ~/…) and http or https URLs`},
 		{"image_catalog = [1]", `expected a string in quotes, found the number 1`},
+		{"image_catalog = [\"https://example.org/c.toml\"]", `"https://example.org/c.toml" is not pinned: write https://example.org/c.toml#sha256=HEX, where HEX is what sha256sum prints`},
+		{"image_catalog = [\"https://example.org/c.toml#sha256=12\"]", `is not pinned: write https://example.org/c.toml#sha256=HEX`},
+		{"image_catalog = [\"https://example.org/c.toml#md5=12\"]", `is not pinned`},
+		{"image_catalog = [\"ftp://example.org/c.toml\"]", `is not an http or https URL`},
+		{"image_catalog = [\"https://example.org/c?a=b#sha256=12\"]", `makes no sense here`},
+		{"image_catalog = [\"~me/c.toml\"]", `expected files (absolute or ~/…) and http or https URLs`},
+		{"image_catalog = [\"/a.toml\", \"/b/../a.toml\"]", `"/b/../a.toml" is there twice`},
 		{"image_catalog = 1", `expected a string or a list of strings, found the number 1`},
 		// file_sync
 		{"[file_sync]\nhost = \"/a\"", `c.toml:1:2: file_sync: expected entries that begin with [[file_sync]], found a table`},

@@ -39,7 +39,7 @@ func keys() []key {
 		boolean("allow_private_networks", func(c *Config) *bool { return &c.AllowPrivateNetworks }),
 		{name: "host_ports", set: setHostPorts, get: func(c Config) any { return append([]uint16{}, c.HostPorts...) }},
 		{name: "debian_mirror", set: setMirror, get: func(c Config) any { return c.DebianMirror }},
-		later(key{name: "image_catalog", set: setCatalog, get: func(c Config) any { return append([]string{}, c.ImageCatalog...) }}),
+		{name: "image_catalog", set: setCatalog, get: func(c Config) any { return append([]string{}, c.ImageCatalog...) }},
 		{name: "default_cpus", set: integer("", 1, 256, func(c *Config) *int { return &c.DefaultCPUs }).set,
 			get: func(c Config) any { return c.CPUs(false) }},
 		text("default_memory", func(c *Config) *string { return &c.DefaultMemory }, sizeOf(vmm.MinMemoryMiB<<20)),
@@ -213,11 +213,12 @@ func setCatalog(r *reader, v any) error {
 		return err
 	}
 	for _, s := range list {
-		got, urlErr := parseURL(s)
-		if urlErr != nil {
-			if got, err = hostPath(s, r.home); err != nil {
-				return errors.New("expected files (absolute or ~/…) and http or https URLs, found " + describe(s))
-			}
+		got, err := parseCatalog(s, r.home)
+		if err != nil {
+			return err
+		}
+		if slices.Contains(r.config.ImageCatalog, got) {
+			return fmt.Errorf("%q is there twice", s)
 		}
 		r.config.ImageCatalog = append(r.config.ImageCatalog, got)
 	}

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -203,4 +205,25 @@ func parseURL(s string) (string, error) {
 		return "", fmt.Errorf("%q: a query or fragment makes no sense here", s)
 	}
 	return strings.TrimRight(s, "/"), nil
+}
+
+// parseCatalog is the place of a catalog of images: a file, or a URL with the digest of what is there.
+func parseCatalog(s string, home func() (string, error)) (string, error) {
+	address, pin, pinned := strings.Cut(s, "#")
+	if !strings.Contains(s, "://") {
+		path, err := hostPath(s, home)
+		if err != nil {
+			return "", fmt.Errorf("expected files (absolute or ~/…) and http or https URLs, found %s", describe(s))
+		}
+		return path, nil
+	}
+	address, err := parseURL(address)
+	if err != nil {
+		return "", err
+	}
+	sum, ok := strings.CutPrefix(pin, "sha256=")
+	if b, err := hex.DecodeString(sum); !pinned || !ok || err != nil || len(b) != sha256.Size {
+		return "", fmt.Errorf("%q is not pinned: write %s#sha256=HEX, where HEX is what sha256sum prints for the file there", s, address)
+	}
+	return address + "#sha256=" + strings.ToLower(sum), nil
 }

@@ -55,7 +55,8 @@ func (i *images) List(ctx context.Context) ([]api.Image, error) {
 			all[n].SharedBytes = all[n].DiskBytes
 		}
 	}
-	for _, c := range i.files.Catalog() {
+	catalog, _ := i.files.Catalog(ctx) // what cannot be read is in the log, and said where it is missed
+	for _, c := range catalog {
 		if !slices.ContainsFunc(all, func(have api.Image) bool { return have.Name == c.Name }) {
 			all = append(all, c)
 		}
@@ -69,7 +70,7 @@ func (i *images) List(ctx context.Context) ([]api.Image, error) {
 
 // Catalog returns the images that can be had by name, and says which of them are local.
 func (i *images) Catalog(ctx context.Context) ([]api.Image, error) {
-	out := i.files.Catalog()
+	out, _ := i.files.Catalog(ctx) // as in List
 	for n, c := range out {
 		if have, err := i.db.Image(ctx, c.Name); err == nil {
 			out[n].Local, out[n].Digest, out[n].CreatedAt, out[n].VMs = true, have.Digest, have.CreatedAt, have.VMs
@@ -157,7 +158,8 @@ func (i *images) checkNew(ctx context.Context, name string, mustBeNew bool) erro
 	if err := image.CheckName(name); err != nil {
 		return err
 	}
-	if slices.ContainsFunc(i.files.Catalog(), func(c api.Image) bool { return c.Name == name }) {
+	catalog, _ := i.files.Catalog(ctx)
+	if slices.ContainsFunc(catalog, func(c api.Image) bool { return c.Name == name }) {
 		return api.Errorf(api.KindConflict, "image %q is one of the catalog", name).WithHint("choose another name")
 	}
 	if !mustBeNew {

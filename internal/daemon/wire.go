@@ -35,7 +35,8 @@ func newSupplies(d *Daemon) (*supplies, error) {
 	if err != nil {
 		return nil, err
 	}
-	img, err := image.New(image.Config{Dir: d.cfg.Paths.Images(), CacheDir: d.cfg.Paths.Cache, Mirrors: mirrors, Runner: hostexec.Runner{}, Log: d.log})
+	img, err := image.New(image.Config{Dir: d.cfg.Paths.Images(), CacheDir: d.cfg.Paths.Cache, Mirrors: mirrors,
+		Catalogs: d.settings.ImageCatalog, Runner: hostexec.Runner{}, Log: d.log})
 	if err != nil {
 		return nil, err
 	}

@@ -237,13 +237,15 @@ func (o *Observations) observeSupplies(ctx context.Context, src Sources) {
 	host := os.DirFS("/")
 	mirrors := deb.ChooseMirrors(o.Settings.DebianMirror, host)
 	o.Mirror, o.Image, o.Kernel = mirrors.Main, o.Settings.DefaultImageName, kernel.DefaultName
-	images, err := image.New(image.Config{Dir: src.Paths.Images(), CacheDir: src.Paths.Cache, Mirrors: mirrors})
+	images, err := image.New(image.Config{Dir: src.Paths.Images(), CacheDir: src.Paths.Cache, Mirrors: mirrors,
+		Catalogs: o.Settings.ImageCatalog, Offline: !src.Online})
 	if err == nil {
 		here, _ := images.List() // what cannot be read is not here
+		catalog, _ := images.Catalog(ctx)
 		is := func(i api.Image) bool { return i.Name == o.Image || i.Digest == o.Image }
-		o.ImageHere, o.ImageKnown = slices.ContainsFunc(here, is), slices.ContainsFunc(images.Catalog(), is)
-		if i := slices.IndexFunc(slices.Concat(here, images.Catalog()), is); i >= 0 {
-			if k := slices.Concat(here, images.Catalog())[i].Kernel; k != "" {
+		o.ImageHere, o.ImageKnown = slices.ContainsFunc(here, is), slices.ContainsFunc(catalog, is)
+		if i := slices.IndexFunc(slices.Concat(here, catalog), is); i >= 0 {
+			if k := slices.Concat(here, catalog)[i].Kernel; k != "" {
 				o.Kernel = k
 			}
 		}

@@ -3,8 +3,8 @@
 // directory named by the digest of the former.
 //
 // store.go finds, checks and removes images, record.go is image.json; package content is what they share with kernels.
-// catalog.go lists what can be pulled and from where, pull.go makes it local.
-// recipe.go builds Debian with mmdebstrap: host.go checks what that needs of the
+// catalog.go lists what can be pulled and from where (catalog_parse.go reads catalogs, catalog_user.go those of the user's), fetch_bundle.go fetches bundles, pull.go makes it local.
+// recipe.go builds Debian with mmdebstrap, recipe_docker.go says with which Docker: host.go checks what that needs of the
 // host, scratch.go is where it works, status.go reads its progress, mise.go
 // fetches what is not in Debian.
 package image

@@ -117,17 +117,3 @@ func TestNPMRegistry(t *testing.T) {
 		t.Error(got)
 	}
 }
-
-func TestParseCatalog(t *testing.T) {
-	for name, text := range map[string]string{
-		"unknown key": "[[image]]\nname='a'\narch='amd64'\nsize=3\n[[image.source]]\nrecipe='debian'\nrelease='x'\n",
-		"no source":   "[[image]]\nname='a'\narch='amd64'\n",
-		"no name":     "[[image]]\narch='amd64'\n[[image.source]]\nrecipe='debian'\nrelease='x'\n",
-		"recipe":      "[[image]]\nname='a'\narch='amd64'\n[[image.source]]\nrecipe='arch'\nrelease='x'\n",
-		"not TOML":    "[[",
-	} {
-		if _, err := New(Config{Catalog: []byte(text)}); err == nil || !strings.Contains(err.Error(), "image catalog") {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-}

@@ -95,12 +95,18 @@ func scratchLeft(t *testing.T, dirs ...string) []string {
 	return left
 }
 
-// TestRealBuild builds the default image from a real mirror.
+// TestRealBuild builds the images of the catalog from a real mirror.
 func TestRealBuild(t *testing.T) {
+	for _, name := range []string{"debian-bookworm", "debian-trixie"} {
+		t.Run(name, func(t *testing.T) { realBuild(t, name) })
+	}
+}
+
+func realBuild(t *testing.T, name string) {
 	s, cfg := realStore(t)
 	started := time.Now()
 	rep := &recorder{onStep: func(step string) { t.Logf("%6.1fs %s", time.Since(started).Seconds(), step) }}
-	img, err := s.Pull(t.Context(), DefaultName, PullOptions{Build: true}, rep)
+	img, err := s.Pull(t.Context(), name, PullOptions{Build: true}, rep)
 	if err != nil {
 		t.Fatalf("%v\nhint: %s", err, api.AsError(err).Hint)
 	}
@@ -134,8 +140,13 @@ func TestRealBuild(t *testing.T) {
 		"/usr/share/man/man1/bash.1.gz":    "File not found",
 		"/etc/systemd/system/sockets.target.wants/docker.socket":     "docker.socket",
 		"/etc/systemd/system/multi-user.target.wants/docker.service": "File not found",
-		"/usr/bin/newuidmap": "File not found",
-		"/usr/bin/sudo":      "Mode:  04755",
+		"/usr/bin/newuidmap":                   "File not found",
+		"/usr/sbin/ovrouter":                   "File not found",
+		"/usr/bin/ctr":                         "File not found",
+		"/etc/systemd/system/tmp.mount":        `"/dev/null"`,
+		"/etc/apt/keyrings/docker.gpg":         "File not found",
+		"/etc/systemd/system/ldconfig.service": `"/dev/null"`,
+		"/usr/bin/sudo":                        "Mode:  04755",
 	} {
 		if got := debugfs(t, f.Rootfs, "stat "+path); !strings.Contains(got, want) {
 			t.Errorf("%s: no %q in\n%s", path, want, got)

@@ -11,6 +11,7 @@ import (
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/content"
 	"git.thaloco.com/thaloco/banger/internal/disk"
+	"git.thaloco.com/thaloco/banger/internal/ext4"
 	"git.thaloco.com/thaloco/banger/internal/hostfile"
 	"git.thaloco.com/thaloco/banger/internal/progress"
 )
@@ -26,19 +27,19 @@ type PullOptions struct {
 //
 // Errors: api.KindNotFound for an unknown name, with near ones in the hint;
 // api.KindUnavailable where a program, a mirror or room is missing; api.KindCancelled.
-func (s *Store) Pull(ctx context.Context, name string, _ PullOptions, rep progress.Reporter) (api.Image, error) {
-	e, err := s.find(name)
+func (s *Store) Pull(ctx context.Context, name string, o PullOptions, rep progress.Reporter) (api.Image, error) {
+	e, warnings, err := s.find(ctx, name)
 	if err != nil {
 		return api.Image{}, err
 	}
-	select {
-	case s.pull <- struct{}{}:
-		defer func() { <-s.pull }()
-	case <-ctx.Done():
-		return api.Image{}, s.explain(ctx, name, context.Cause(ctx))
+	for _, w := range warnings {
+		rep.Note(w.Error())
 	}
 	var errs []error
 	for _, src := range e.Sources {
+		if o.Build && src.kind() != sourceRecipe {
+			continue
+		}
 		img, err := s.pullSource(ctx, e, src, rep)
 		if err == nil {
 			return img, nil
@@ -47,6 +48,9 @@ func (s *Store) Pull(ctx context.Context, name string, _ PullOptions, rep progre
 		if ctx.Err() != nil {
 			break
 		}
+	}
+	if len(errs) == 0 {
+		return api.Image{}, api.Errorf(api.KindInvalid, "pull image %q: the catalog has no recipe to build it with", name).WithHint("leave out --build")
 	}
 	return api.Image{}, s.explain(ctx, name, errors.Join(errs...))
 }
@@ -76,9 +80,29 @@ func (s *Store) explainAs(ctx context.Context, what string, err error) error {
 
 // pullSource makes an image local from one of its sources.
 func (s *Store) pullSource(ctx context.Context, e entry, src source, rep progress.Reporter) (api.Image, error) {
-	img := e.image()
-	img.Source, img.Default = src.String(), false
-	return s.build(ctx, img, rep, func(ctx context.Context, dir, out string) error {
+	switch src.kind() {
+	case sourceBundle:
+		return s.buildAs(ctx, rep, func(ctx context.Context, _, out string) (api.Image, error) {
+			m, err := s.fetchBundle(ctx, src.Bundle, src.SHA256, filepath.Dir(out), rep)
+			if err != nil {
+				return api.Image{}, err
+			}
+			if err := ext4.Check(out); err != nil {
+				return api.Image{}, api.Errorf(api.KindInvalid, "the file system in %s: %w", src, err)
+			}
+			return e.over(bundled(m), src), nil
+		})
+	case sourceOCI:
+		img, err := s.pullReference(ctx, src.OCI, ReferenceOptions{Name: e.Name, Kernel: e.Kernel}, rep)
+		return e.over(img, src), err
+	}
+	select {
+	case s.pull <- struct{}{}:
+		defer func() { <-s.pull }()
+	case <-ctx.Done():
+		return api.Image{}, context.Cause(ctx)
+	}
+	return s.build(ctx, e.over(api.Image{}, src), rep, func(ctx context.Context, dir, out string) error {
 		b := &debian{store: s, src: src, host: newHost(os.DirFS("/"), s.cfg.Runner, os.Geteuid()), rep: rep}
 		return b.build(ctx, dir, out)
 	})

@@ -111,6 +111,7 @@ release = "bookworm"
 updates = "bookworm-updates"
 security = "bookworm-security"
 packages = ["one", "two"]
+docker = "none"
 [image.source.mise]
 package = "@x/mise"
 version = "1.0"
@@ -317,8 +318,8 @@ func TestUnknownImage(t *testing.T) {
 	if api.KindOf(err) != api.KindNotFound || !strings.Contains(api.AsError(err).Hint, "debian-bookworm") {
 		t.Errorf("%v, hint %q", err, api.AsError(err).Hint)
 	}
-	if names := s.Catalog(); len(names) != 1 || names[0].Name != DefaultName || !names[0].Default || names[0].Local || names[0].Kernel == "" {
-		t.Errorf("catalog: %+v", names)
+	if all, errs := s.Catalog(t.Context()); len(all) != 2 || all[0].Name != DefaultName || !all[0].Default || all[0].Local || all[0].Kernel == "" || errs != nil {
+		t.Errorf("catalog: %+v, %v", all, errs)
 	}
 }
 

@@ -38,6 +38,10 @@ type Config struct {
 	OCI oci.Config
 	// Catalog is nil for the embedded one; else TOML of the same form.
 	Catalog []byte
+	// Catalogs are those of the user, which add to it: files (absolute), and URLs with a digest, "https://…#sha256=HEX".
+	Catalogs []string
+	// Offline has no catalog fetched: what is not in the cache is an error of it.
+	Offline bool
 	// ScratchDirs are where a file system may be put together, in order of preference; nil for /var/tmp, /tmp.
 	ScratchDirs []string
 	// Getenv is nil for os.Getenv.
@@ -54,13 +58,14 @@ const converters = 2
 // Store is a directory of images. Its methods may be called from several goroutines; one recipe
 // runs at a time, others wait for it. One process at a time may use a directory.
 type Store struct {
-	cfg     Config
-	content content.Store
-	deb     *deb.Client
-	catalog []entry
-	oci     *oci.Client
-	pull    chan struct{} // held, of capacity 1, while a recipe runs
-	convert chan struct{} // held while layers are unpacked
+	cfg      Config
+	content  content.Store
+	deb      *deb.Client
+	catalogs *catalogs
+	bundles  *bundleCache
+	oci      *oci.Client
+	pull     chan struct{} // held, of capacity 1, while a recipe runs
+	convert  chan struct{} // held while layers are unpacked
 }
 
 // New returns a Store.
@@ -83,9 +88,9 @@ func New(cfg Config) (*Store, error) {
 	if cfg.Catalog == nil {
 		cfg.Catalog = embeddedCatalog
 	}
-	catalog, err := parseCatalog(cfg.Catalog)
+	embedded, err := parseCatalog(cfg.Catalog)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read image catalog: %w", err)
 	}
 	if cfg.Keyring == nil {
 		if cfg.Keyring, err = deb.DebianKeyring(); err != nil {
@@ -94,12 +99,13 @@ func New(cfg Config) (*Store, error) {
 	}
 	client := deb.New(deb.Config{CacheDir: filepath.Join(cfg.CacheDir, "image"), Keyring: cfg.Keyring, HTTP: cfg.HTTP, Now: cfg.Now, Log: cfg.Log})
 	s := &Store{
-		cfg:     cfg,
-		content: content.Store{Dir: cfg.Dir, Noun: "image", Log: cfg.Log},
-		deb:     client,
-		catalog: catalog,
-		pull:    make(chan struct{}, 1),
-		convert: make(chan struct{}, converters),
+		cfg:      cfg,
+		content:  content.Store{Dir: cfg.Dir, Noun: "image", Log: cfg.Log},
+		deb:      client,
+		catalogs: newCatalogs(cfg, embedded),
+		bundles:  &bundleCache{dir: filepath.Join(cfg.CacheDir, "bundles"), client: cfg.HTTP, delay: time.Second, idle: idleTimeout},
+		pull:     make(chan struct{}, 1),
+		convert:  make(chan struct{}, converters),
 	}
 	cfg.OCI.Cache, cfg.OCI.Log = s.OCICache(), cfg.Log
 	s.oci = oci.New(cfg.OCI)

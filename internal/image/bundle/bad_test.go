@@ -111,6 +111,7 @@ func TestBadBundles(t *testing.T) {
 		"another file first":     {bundle(member{name: "README"}, good, root), `"README" does not belong in it`},
 		"another file between":   {bundle(good, member{name: "../x\x1b[31m"}, root), `"../x\x1b[31m" does not belong in it`},
 		"another file last":      {bundle(good, root, member{name: strings.Repeat("long", 50)}), `long…" does not belong in it`},
+		"no name":                {bundle(good, root, member{}), "without a name does not belong"},
 		"a path":                 {bundle(member{name: "./" + memberManifest, content: good.content}, root), `"./manifest.json" does not belong`},
 		"a link for a drive":     {bundle(good, member{memberRootfs, "/etc/passwd", tar.TypeSymlink}), "rootfs.ext4 in it is not a regular file"},
 		"a hard link":            {bundle(good, member{memberRootfs, memberManifest, tar.TypeLink}), "not a regular file"},
@@ -123,7 +124,7 @@ func TestBadBundles(t *testing.T) {
 		"a later version":        {bundle(text(`{"version": 2, "layers": []}`), root), "version 2, not 1: another version of banger wrote it"},
 		"an unknown key":         {replaced(`"name"`, `"nmae":"x","name"`), `unknown field "nmae"`},
 		"something after it":     {bundle(text(good.content+"{}"), root), "after top-level value"},
-		"no name":                {with(func(m *Manifest) { m.Name = "" }), "the name or the arch"},
+		"no name of the image":   {with(func(m *Manifest) { m.Name = "" }), "the name or the arch"},
 		"another arch":           {with(func(m *Manifest) { m.Arch = "arm64" }), "its image is for arm64, and this host is amd64"},
 		"control characters":     {with(func(m *Manifest) { m.Description = "a\x1b]0;b" }), "description: \"a\\x1b]0;b\" has characters that cannot be shown"},
 		"env":                    {with(func(m *Manifest) { m.Env = []string{"PATH"} }), `env: "PATH" is not NAME=VALUE`},
@@ -188,13 +189,11 @@ func FuzzTar(f *testing.F) {
 	root := member{name: memberRootfs, content: testDrive}
 	f.Add(tarOf(f, manifestOf(f, nil), root))
 	f.Add(tarOf(f, manifestOf(f, nil), root, root))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
-		if err != nil {
-			t.Fatal(err)
-		}
-		extractAny(t, enc.EncodeAll(data, nil))
-	})
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) { extractAny(t, enc.EncodeAll(data, nil)) })
 }
 
 func extractAny(t *testing.T, data []byte) {

@@ -141,6 +141,8 @@ func (u *unpacker) next(name string) (*tar.Header, error) {
 	}
 	known := h.Name == memberManifest || h.Name == memberRootfs
 	switch {
+	case h.Name == "":
+		return nil, invalid("a member without a name does not belong in it").WithHint(hintFormat)
 	case h.Name == name && h.Typeflag != tar.TypeReg:
 		return nil, invalid("%s in it is not a regular file", name)
 	case h.Name == name:
@@ -206,9 +208,9 @@ func (u *unpacker) end() error {
 	if _, err := u.next(""); err != nil {
 		return err
 	}
-	buf := make([]byte, 64<<10)
-	for {
-		n, err := u.plain.Read(buf)
+	var rest io.Reader = u.plain
+	for buf := make([]byte, 64<<10); ; {
+		n, err := rest.Read(buf)
 		if !bytes.Equal(buf[:n], zeros[:n]) {
 			return invalid("something follows the end of the tar in it").WithHint(hintFormat)
 		}

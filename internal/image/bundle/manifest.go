@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -92,7 +93,7 @@ func (m Manifest) check() error {
 			return fmt.Errorf("env: %q is not NAME=VALUE", shown(e))
 		}
 	}
-	for _, a := range append(m.Entrypoint[:len(m.Entrypoint):len(m.Entrypoint)], m.Cmd...) {
+	for _, a := range slices.Concat(m.Entrypoint, m.Cmd) {
 		if strings.ContainsRune(a, 0) {
 			return fmt.Errorf("entrypoint, cmd: %q has a zero in it", shown(a))
 		}

@@ -58,6 +58,8 @@ mask dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-trac
 mask sys-fs-fuse-connections.mount proc-sys-fs-binfmt_misc.automount proc-sys-fs-binfmt_misc.mount systemd-binfmt.service
 mask kmod-static-nodes.service systemd-pstore.service systemd-random-seed.service systemd-update-utmp.service
 mask systemd-update-utmp-runlevel.service systemd-timesyncd.service systemd-journal-flush.service systemd-sysusers.service
+# Of Debian 13: the linker's cache is in the image, and /tmp is on the disk, not in the little memory a VM has.
+mask ldconfig.service tmp.mount
 
 # Docker starts with the first use of its socket.
 rm -f "$units/multi-user.target.wants/docker.service" "$units/multi-user.target.wants/containerd.service"
