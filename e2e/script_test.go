@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -95,6 +96,10 @@ func build(dir string) error {
 //	json PATH VALUE                     the value at PATH (a.b.0.c) in the last stdout, as text
 //	greeter VAR [TEXT]                  a server of this host and of fake guests, its port in VAR
 //	ownkernel DIR RELEASE               a kernel the user built: DIR/vmlinux, and its modules in DIR/lib/modules/RELEASE
+//	registry VAR                        a registry, its address in VAR; /private/ in it is, and of what is in /slow/ half comes
+//	push REF [-OPTION=VALUE] ENTRY...   an image in a registry, of which each entry (see tarOf) is a layer
+//	mktar FILE ENTRY...                 a tar
+//	mkrootfs FILE ENTRY...              an ext4 file system; mounted FILE has it say that it is
 //
 // and the condition [root].
 func TestScript(t *testing.T) {
@@ -120,7 +125,7 @@ func TestScriptFirecracker(t *testing.T) {
 }
 
 func scriptParams(setup func(*testscript.Env) error) testscript.Params {
-	return testscript.Params{
+	p := testscript.Params{
 		Setup:         setup,
 		UpdateScripts: os.Getenv("UPDATE") != "",
 		Deadline:      time.Now().Add(allScripts),
@@ -135,6 +140,8 @@ func scriptParams(setup func(*testscript.Env) error) testscript.Params {
 		},
 		RequireUniqueNames: true,
 	}
+	maps.Copy(p.Cmds, imageCommands)
+	return p
 }
 
 // user is who runs a script: directories of their own, and what they must leave behind.
@@ -311,7 +318,7 @@ func (u *user) leave() {
 	for _, pattern := range []string{"state/banger/vms/*", "state/banger/vms/.*", "cache/banger/*", "data/banger/*/.tmp-*"} {
 		left, _ := filepath.Glob(filepath.Join(u.dir, pattern)) // fails only for a bad pattern
 		for _, path := range left {
-			if filepath.Base(path) != "deb" {
+			if base := filepath.Base(path); base != "deb" && base != "oci" {
 				problems = append(problems, "left behind: "+path)
 			}
 		}

@@ -112,12 +112,17 @@ func (i *images) local(ctx context.Context, name string) (api.Image, error) {
 		return api.Image{}, err
 	}
 	img, err := i.db.Image(ctx, canonical)
-	if api.KindOf(err) == api.KindNotFound {
-		if c, cerr := i.Image(ctx, name); cerr == nil {
-			return api.Image{}, api.Errorf(api.KindNotFound, "image %q is not on this host yet", c.Name).WithHint("banger image pull %s", c.Name)
-		}
+	if api.KindOf(err) != api.KindNotFound {
+		return img, err
 	}
-	return img, err
+	if c, cerr := i.Image(ctx, name); cerr == nil {
+		return api.Image{}, api.Errorf(api.KindNotFound, "image %q is not on this host yet", c.Name).WithHint("banger image pull %s", c.Name)
+	}
+	all, err := i.db.Images(ctx)
+	if err != nil {
+		return api.Image{}, err
+	}
+	return api.Image{}, unknown("image", canonical, names(all, func(i api.Image) string { return i.Name }))
 }
 
 // CheckPull reports what is wrong with a request before any work is done for it, such as that there is no such image at all; an empty name

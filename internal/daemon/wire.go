@@ -88,6 +88,11 @@ func (s *supplies) KernelByDigest(ctx context.Context, digest string) (vm.Kernel
 	return s.kernels.open(ctx, krn)
 }
 
+// RemoveUnused implements vm.Supplies.
+func (s *supplies) RemoveUnused(ctx context.Context) error {
+	return errors.Join(s.images.collect(ctx), s.kernels.collect(ctx))
+}
+
 // AgentArchive implements vm.Supplies.
 func (s *supplies) AgentArchive(ctx context.Context) (string, error) { return s.agents.Archive(ctx) }
 

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"archive/tar"
 	"bufio"
 	"bytes"
 	"context"
@@ -8,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -114,8 +116,12 @@ func (s *Store) registerTar(ctx context.Context, img api.Image, f *os.File, notE
 		return api.Image{}, api.Errorf(api.KindInvalid, "%q: %w", f.Name(), err)
 	}
 	defer r.Close()
-	head := bufio.NewReaderSize(r, 64<<10)
+	unpacked := &remembering{r: r}
+	head := bufio.NewReaderSize(unpacked, 64<<10)
 	if !looksLikeTar(head) {
+		if unpacked.err != nil {
+			return api.Image{}, tarError(f.Name(), unpacked.err, unpacked.err)
+		}
 		return api.Image{}, api.Errorf(api.KindInvalid, "%q is neither an ext4 file system nor a tar: %w", f.Name(), notExt4).
 			WithHint("make one with tar -C DIRECTORY -czf rootfs.tar.gz . or with mke2fs -t ext4 -d DIRECTORY rootfs.ext4 SIZE; a bundle is for banger image import")
 	}
@@ -125,7 +131,7 @@ func (s *Store) registerTar(ctx context.Context, img api.Image, f *os.File, notE
 	rep.Step("unpack " + filepath.Base(f.Name()))
 	return s.build(ctx, img, rep, func(ctx context.Context, _, out string) error {
 		if err := s.fromTar(ctx, head, out, img, progress.Discard); err != nil {
-			return tarError(f.Name(), err)
+			return tarError(f.Name(), err, unpacked.err)
 		}
 		return nil
 	})
@@ -142,12 +148,34 @@ func (s *Store) AddTar(ctx context.Context, img api.Image, r io.Reader, rep prog
 	return out, nil
 }
 
-// tarError says of what file an error is that came of reading it.
-func tarError(path string, err error) error {
+// tarError says of what file an error is that came of reading it; read is what its decompression ended with.
+func tarError(path string, err, read error) error {
 	if bad, ok := errors.AsType[*badTar](err); ok {
 		return api.Errorf(api.KindInvalid, "%q: %w", path, bad)
 	}
+	if _, host := errors.AsType[*fs.PathError](err); host || read != nil && !errors.Is(err, read) {
+		return err
+	}
+	for _, cause := range []error{read, io.ErrUnexpectedEOF, tar.ErrHeader} {
+		if cause != nil && errors.Is(err, cause) {
+			return api.Errorf(api.KindInvalid, "%q is damaged or cut short: %w", path, cause)
+		}
+	}
 	return err
+}
+
+// remembering keeps the error that r ended with.
+type remembering struct {
+	r   io.Reader
+	err error
+}
+
+func (m *remembering) Read(p []byte) (int, error) {
+	n, err := m.r.Read(p)
+	if err != nil && err != io.EOF {
+		m.err = err
+	}
+	return n, err
 }
 
 // fromTar writes the base drive of img. Images with the same files that say different things of themselves are different ones: the

@@ -63,6 +63,9 @@ func (s *Service) remove(ctx context.Context, rec store.VM) error {
 	if err := s.cfg.Records.DeleteVM(ctx, rec.ID); err != nil {
 		return err
 	}
+	if err := s.cfg.Supplies.RemoveUnused(ctx); err != nil { // the next one to be deleted tries again
+		s.cfg.Log.Warn("cannot remove what no vm uses any more", "vm", rec.Name, "error", err.Error())
+	}
 	s.syncKnownHosts(ctx)
 	s.cfg.Log.Info("vm deleted", "vm", rec.Name, "id", rec.ID)
 	s.emit("vm.deleted", rec.Name, "")

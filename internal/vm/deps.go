@@ -45,6 +45,8 @@ type Supplies interface {
 	// ImageByDigest and KernelByDigest find what a VM is pinned to, and check cheaply that it is undamaged.
 	ImageByDigest(ctx context.Context, digest string) (Image, error)
 	KernelByDigest(ctx context.Context, digest string) (Kernel, error)
+	// RemoveUnused removes the images and kernels that have neither a name nor a VM any more.
+	RemoveUnused(ctx context.Context) error
 	// AgentArchive is the path of the cpio archive with the agent.
 	AgentArchive(ctx context.Context) (string, error)
 	// Engine says which engine to start VMs on; it fetches one where that must be.

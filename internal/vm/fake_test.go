@@ -308,6 +308,8 @@ func (f *fakeSupplies) KernelByDigest(ctx context.Context, _ string) (Kernel, er
 	return f.EnsureKernel(ctx, "", progress.Discard)
 }
 
+func (f *fakeSupplies) RemoveUnused(context.Context) error { return f.fail("remove unused") }
+
 func (f *fakeSupplies) AgentArchive(context.Context) (string, error) {
 	return "/agent", f.fail("agent")
 }

@@ -1,6 +1,7 @@
 package fakeguest
 
 import (
+	"archive/tar"
 	"context"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/guest/files"
 	"git.thaloco.com/thaloco/banger/internal/guest/guestapi"
 )
 
@@ -44,11 +46,26 @@ func newAPIServer(g *Guest) *apiServer {
 			}
 			return err
 		},
+		Root:    root,
 		DataDir: g.cfg.Dir,
 		Log:     g.cfg.Log,
 	})
 	g.done.Go(func() { _ = a.server.Serve(a) })
 	return a
+}
+
+// root writes the root file system of a guest that has none: a program, and what its user put there.
+func root(_ context.Context, w io.Writer, clean bool) (files.Result, error) {
+	t := tar.NewWriter(w)
+	for _, name := range []string{"usr/made", "root/mine"} {
+		if clean && name == "root/mine" {
+			continue
+		}
+		if err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o755, ModTime: time.Unix(1e9, 0)}); err != nil {
+			return files.Result{}, err
+		}
+	}
+	return files.Result{}, t.Close()
 }
 
 // accept hands a connection to the server.
