@@ -122,10 +122,13 @@ func nearCommands(cmd *cobra.Command, word string) []string {
 // args makes a check of the positional arguments a usage error. max < 0 is any number.
 func args(min, max int, what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, got []string) error {
+		hint := cmd.CommandPath() + " --help"
 		if len(got) >= min && (max < 0 || len(got) <= max) {
+			if slices.Contains(got, "") { // a variable that is not set, say: it must not stand for a default
+				return usagef(hint, "%s needs %s, and what was given is empty", commandName(cmd), what)
+			}
 			return nil
 		}
-		hint := cmd.CommandPath() + " --help"
 		if max >= 0 && len(got) > max {
 			return usagef(hint, "%s takes %s, not also %q", commandName(cmd), what, got[max])
 		}

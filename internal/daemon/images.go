@@ -357,7 +357,9 @@ func (i *images) collect(ctx context.Context) error {
 		return err
 	}
 	for _, d := range digests {
-		if err := i.db.ForgetImage(ctx, d); err != nil {
+		if err := i.db.ForgetImage(ctx, d); api.KindOf(err) == api.KindConflict {
+			continue // it is in use again
+		} else if err != nil {
 			return err
 		}
 		if err := i.files.Remove(d); err != nil {

@@ -211,7 +211,9 @@ func (k *kernels) collect(ctx context.Context) error {
 		return err
 	}
 	for _, d := range digests {
-		if err := k.db.ForgetKernel(ctx, d); err != nil {
+		if err := k.db.ForgetKernel(ctx, d); api.KindOf(err) == api.KindConflict {
+			continue // it is in use again
+		} else if err != nil {
 			return err
 		}
 		if err := k.files.Remove(d); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"git.thaloco.com/thaloco/banger/internal/disk/sparse"
@@ -71,6 +72,9 @@ func copyRun(ctx context.Context, in, out *os.File, run sparse.Run) error {
 			buf = make([]byte, copyChunk) // not on these file systems
 		}
 		n, err := in.ReadAt(buf[:want], at)
+		if err == io.EOF {
+			return errors.New("it became shorter meanwhile")
+		}
 		if err != nil {
 			return err
 		}

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"git.thaloco.com/thaloco/banger/api"
@@ -57,25 +59,35 @@ func (s *Store) Pull(ctx context.Context, name string, o PullOptions, rep progre
 
 // explain says of which pull an error is.
 func (s *Store) explain(ctx context.Context, name string, err error) error {
-	return s.explainAs(ctx, fmt.Sprintf("pull image %q", name), err)
+	return s.explainAs(ctx, fmt.Sprintf("pull image %q", name), s.cfg.Dir, err)
 }
 
-// explainAs puts before err what was to be done, and gives a full disk its kind and hint.
-func (s *Store) explainAs(ctx context.Context, what string, err error) error {
+// explainAs puts before err what was to be done, and gives a full disk its kind and hint; it is that of dir, or of the cache.
+func (s *Store) explainAs(ctx context.Context, what, dir string, err error) error {
 	var known *api.Error
 	switch {
 	case ctx.Err() != nil:
 		return api.Errorf(api.KindCancelled, "%s: %w", what, context.Cause(ctx))
+	case errors.Is(err, syscall.ENOSPC):
+		return s.full(what, dir, err, syscall.ENOSPC)
+	case errors.Is(err, syscall.EDQUOT):
+		return s.full(what, dir, err, syscall.EDQUOT)
 	case errors.As(err, &known):
 		return fmt.Errorf("%s: %w", what, err)
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return api.Errorf(api.KindUnavailable, "%s: %w", what, err).
-			WithHint("make room on the file system of %s: an image takes a gigabyte or more; banger image prune removes what is not used", s.cfg.Dir)
 	}
 	if bad, ok := errors.AsType[*badTar](err); ok {
 		return api.Errorf(api.KindInvalid, "%s: %w", what, bad)
 	}
 	return fmt.Errorf("%s: %w", what, err)
+}
+
+// full is the error for a disk that has no room. The path of the half-made file, which is gone when this is read, is not in it.
+func (s *Store) full(what, dir string, err error, why syscall.Errno) error {
+	if p, ok := errors.AsType[*fs.PathError](err); ok && strings.HasPrefix(p.Path, s.cfg.CacheDir+string(filepath.Separator)) {
+		dir = s.cfg.CacheDir // what is there is gone on with
+	}
+	return api.Errorf(api.KindUnavailable, "%s: %w", what, why).
+		WithHint("make room on the file system of %s: an image takes a gigabyte or more; banger image prune removes what is not used", dir)
 }
 
 // pullSource makes an image local from one of its sources.

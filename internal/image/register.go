@@ -36,7 +36,7 @@ const zstdWindow = 128 << 20
 func (s *Store) Register(ctx context.Context, img api.Image, path string, rep progress.Reporter) (api.Image, error) {
 	out, err := s.register(ctx, img, path, rep)
 	if err != nil {
-		return api.Image{}, s.explainAs(ctx, fmt.Sprintf("register image %q", img.Name), err)
+		return api.Image{}, s.explainAs(ctx, fmt.Sprintf("register image %q", img.Name), s.cfg.Dir, err)
 	}
 	return out, nil
 }
@@ -54,9 +54,17 @@ func (s *Store) register(ctx context.Context, img api.Image, path string, rep pr
 	case err != nil:
 		return api.Image{}, invalidRootfs(path, err)
 	}
+	before, err := f.Stat()
+	if err != nil {
+		return api.Image{}, err
+	}
 	rep.Step("copy " + filepath.Base(path))
 	return s.build(ctx, img, rep, func(ctx context.Context, _, out string) error {
-		if err := disk.Copy(ctx, path, out); err != nil {
+		err := disk.Copy(ctx, path, out)
+		if after, serr := os.Stat(path); ctx.Err() == nil && serr == nil && (after.Size() != before.Size() || !after.ModTime().Equal(before.ModTime())) {
+			return api.Errorf(api.KindInvalid, "%q changed while it was copied", path).WithHint("end what writes to it, and try again")
+		}
+		if err != nil {
 			return err
 		}
 		if err := wholeBlocks(out); err != nil {
@@ -143,7 +151,7 @@ func (s *Store) AddTar(ctx context.Context, img api.Image, r io.Reader, rep prog
 		return s.fromTar(ctx, r, out, img, rep)
 	})
 	if err != nil {
-		return api.Image{}, s.explainAs(ctx, fmt.Sprintf("make image %q", img.Name), err)
+		return api.Image{}, s.explainAs(ctx, fmt.Sprintf("make image %q", img.Name), s.cfg.Dir, err)
 	}
 	return out, nil
 }

@@ -27,14 +27,34 @@ var errTooMuch = errors.New("more than its manifest says is in it")
 // Errors: api.KindInvalid for what is wrong with the bundle; else what r or the host's file system said, and the cause of ctx.
 func Extract(ctx context.Context, r io.Reader, dir string, rep progress.Reporter) (Manifest, error) {
 	rep.Step("unpack the bundle")
-	z, err := zstd.NewReader(source{hostfile.Reader(ctx, r)}, zstd.WithDecoderConcurrency(2), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
+	u, end, err := newUnpacker(ctx, r, 2)
 	if err != nil {
-		return Manifest{}, fmt.Errorf("read bundle: %w", err)
+		return Manifest{}, err
 	}
-	defer z.Close()
-	u := unpacker{plain: &budget{r: z, left: maxHeaders + maxManifest}, rep: rep}
-	u.tar = tar.NewReader(u.plain)
+	defer end()
+	u.rep = rep
 	return u.unpack(ctx, dir)
+}
+
+// ReadManifest reads the beginning of the bundle r: what it says of itself, of which nothing is known to be true yet. Errors are those of Extract.
+func ReadManifest(ctx context.Context, r io.Reader) (Manifest, error) {
+	u, end, err := newUnpacker(ctx, r, 1)
+	if err != nil {
+		return Manifest{}, err
+	}
+	defer end()
+	return u.manifest()
+}
+
+// newUnpacker begins to read a bundle, with as many goroutines that decompress; end ends them.
+func newUnpacker(ctx context.Context, r io.Reader, workers int) (u *unpacker, end func(), err error) {
+	z, err := zstd.NewReader(source{hostfile.Reader(ctx, r)}, zstd.WithDecoderConcurrency(workers), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
+	if err != nil {
+		return nil, nil, fmt.Errorf("read bundle: %w", err)
+	}
+	u = &unpacker{plain: &budget{r: z, left: maxHeaders + maxManifest}}
+	u.tar = tar.NewReader(u.plain)
+	return u, z.Close, nil
 }
 
 // sourceError is a failure of the reader the bundle comes from, as against one of what is in it.
@@ -80,7 +100,8 @@ type unpacker struct {
 	rep   progress.Reporter
 }
 
-func (u *unpacker) unpack(ctx context.Context, dir string) (m Manifest, err error) {
+// manifest reads the first member.
+func (u *unpacker) manifest() (Manifest, error) {
 	h, err := u.next(memberManifest)
 	if err != nil {
 		return Manifest{}, err
@@ -92,11 +113,16 @@ func (u *unpacker) unpack(ctx context.Context, dir string) (m Manifest, err erro
 	if err != nil {
 		return Manifest{}, u.bad(err)
 	}
-	if m, err = parseManifest(data); err != nil {
+	return parseManifest(data)
+}
+
+func (u *unpacker) unpack(ctx context.Context, dir string) (m Manifest, err error) {
+	if m, err = u.manifest(); err != nil {
 		return Manifest{}, err
 	}
 	u.plain.left = maxHeaders + m.Rootfs.Size
-	if h, err = u.next(memberRootfs); err != nil {
+	h, err := u.next(memberRootfs)
+	if err != nil {
 		return Manifest{}, err
 	}
 	if h.Size != m.Rootfs.Size {
