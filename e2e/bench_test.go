@@ -219,12 +219,18 @@ func BenchmarkCommands(b *testing.B) {
 // rss is a process's resident memory in MiB.
 func rss(b *testing.B, pid int) float64 {
 	b.Helper()
+	return memory(b, pid, "VmRSS:")
+}
+
+// memory is a line of a process's status, in MiB.
+func memory(b *testing.B, pid int, line string) float64 {
+	b.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		b.Fatal(err)
 	}
-	for line := range strings.Lines(string(text)) {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+	for is := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(is, line); ok {
 			kb, err := strconv.Atoi(strings.Fields(rest)[0])
 			if err != nil {
 				b.Fatal(err)
@@ -232,6 +238,6 @@ func rss(b *testing.B, pid int) float64 {
 			return float64(kb) / 1024
 		}
 	}
-	b.Fatal("no VmRSS")
+	b.Fatalf("no %s", line)
 	return 0
 }

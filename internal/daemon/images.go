@@ -30,6 +30,8 @@ type images struct {
 	// holding is held while files get a name, and while those without one are looked for and removed: content that a pull
 	// has just stored, or found there already, is not taken away under its record.
 	holding sync.Mutex
+	// started is when the daemon did: what has no record since before then no pull is about to record.
+	started time.Time
 	// cache is held for reading while something may be fetched, and for writing while that is removed.
 	cache sync.RWMutex
 }
@@ -265,7 +267,9 @@ func (i *images) ensure(ctx context.Context, name string, rep progress.Reporter)
 		if api.KindOf(err) != api.KindNotFound {
 			return vm.Image{}, err
 		}
-		if _, err := i.Image(ctx, name); err == nil {
+		if _, err := i.Image(ctx, name); err != nil && !image.Referenced(name) {
+			return vm.Image{}, err
+		} else if err == nil {
 			rep.Note(fmt.Sprintf("image %q is not on this host yet: it is made now, once, which takes a minute or two", name))
 		}
 		if img, err = i.Pull(ctx, api.PullImage{Name: name}, rep); err != nil {
@@ -340,12 +344,41 @@ func (i *images) Prune(ctx context.Context, req api.Prune) (api.Pruned, error) {
 			counted[img.Digest] = true
 		}
 	}
+	lost, err := i.pruneLost(ctx, req.DryRun)
+	if out.Bytes += lost; err != nil {
+		return out, err
+	}
 	if out.Busy = !i.cache.TryLock(); !out.Busy {
 		out.CacheBytes, err = i.files.PruneCache(before, req.DryRun)
 		i.cache.Unlock()
 		out.Bytes += out.CacheBytes
 	}
 	return out, errors.Join(err, i.collect(context.WithoutCancel(ctx)))
+}
+
+// pruneLost removes the files that a daemon which was killed stored and did not come to record, where their name has become another image's, and
+// returns how many bytes that was, or with dryRun would be. Those whose name is free the next daemon adopts.
+func (i *images) pruneLost(ctx context.Context, dryRun bool) (int64, error) {
+	i.holding.Lock()
+	defer i.holding.Unlock()
+	stored, err := i.files.List()
+	if err != nil {
+		return 0, err
+	}
+	var sum int64
+	for _, img := range stored {
+		if _, err := i.db.ImageByDigest(ctx, img.Digest); api.KindOf(err) != api.KindNotFound || img.CreatedAt == nil || !img.CreatedAt.Before(i.started) {
+			continue
+		}
+		sum += img.DiskBytes
+		if dryRun {
+			continue
+		}
+		if err := i.files.Remove(img.Digest); err != nil {
+			return sum, err
+		}
+	}
+	return sum, nil
 }
 
 // collect removes the images that have neither a name nor a VM.

@@ -287,3 +287,45 @@ func TestPromote(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// TestPruneWhatWasLost: the files of a pull whose daemon was killed before it recorded them go, and only those.
+func TestPruneWhatWasLost(t *testing.T) {
+	i, dir := newImages(t)
+	path := filepath.Join(dir, "lost.tar")
+	if err := os.WriteFile(path, rootfsTar(t, "old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	lost, err := i.files.Register(t.Context(), api.Image{Name: "tool"}, path, progress.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := register(t, i, dir, "tool", "new")
+	use(t, i, "box", kept)
+	if err := i.adopt(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	prune := func(dryRun bool) api.Pruned {
+		t.Helper()
+		out, err := i.Prune(t.Context(), api.Prune{DryRun: dryRun})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	if out := prune(false); out.Bytes != 0 { // it may be a pull that is about to be recorded
+		t.Errorf("removed %+v", out)
+	}
+	i.started = time.Now().Add(time.Minute)
+	if out := prune(true); out.Bytes != lost.DiskBytes {
+		t.Errorf("would remove %+v", out)
+	}
+	if out := prune(false); out.Bytes != lost.DiskBytes || len(out.Images) != 0 {
+		t.Errorf("removed %+v", out)
+	}
+	if _, err := i.files.Files(t.Context(), lost.Digest); api.KindOf(err) != api.KindNotFound {
+		t.Errorf("what was lost: %v", err)
+	}
+	if _, err := i.files.Files(t.Context(), kept.Digest); err != nil {
+		t.Errorf("what is in use: %v", err)
+	}
+}

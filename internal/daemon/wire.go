@@ -41,7 +41,7 @@ func newSupplies(d *Daemon) (*supplies, error) {
 		return nil, err
 	}
 	s := &supplies{
-		images:  images{files: img, db: d.db, def: d.settings.DefaultImageName},
+		images:  images{files: img, db: d.db, def: d.settings.DefaultImageName, started: d.started},
 		kernels: kernels{files: krn, db: d.db},
 		agents:  agents{paths: d.cfg.Paths, exe: d.cfg.Exe},
 		engine:  &supervise.Engine{Binary: d.cfg.Exe, Log: d.log},
