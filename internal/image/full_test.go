@@ -127,3 +127,20 @@ func TestRegisterWhatChanges(t *testing.T) {
 		})
 	}
 }
+
+// TestMend: each image that is damaged is made whole by the way it came.
+func TestMend(t *testing.T) {
+	const digest = "@sha256:0123456789012345678901234567890123456789012345678901234567890123"
+	for want, img := range map[string]api.Image{
+		"banger image pull alpine:3":                                             {Name: "alpine:3", Source: "docker.io/library/alpine:3" + digest},
+		"banger image pull alpine:3 --name tools":                                {Name: "tools", Source: "docker.io/library/alpine:3" + digest},
+		"banger image pull ghcr.io/a/b" + digest:                                 {Name: "ghcr.io/a/b" + digest, Source: "ghcr.io/a/b" + digest},
+		"banger image delete own, and make it again of what it was made of":      {Name: "own", Source: "/srv/rootfs.ext4"},
+		"banger image delete promoted, and make it again of what it was made of": {Name: "promoted", Source: `vm "box" of image sha256:00`},
+		"banger image pull debian-bookworm --build":                              {Name: "debian-bookworm", Source: "debian bookworm"},
+	} {
+		if got := mend(img); got != want {
+			t.Errorf("%s of %s: %s", img.Name, img.Source, got)
+		}
+	}
+}

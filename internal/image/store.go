@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/ProtonMail/go-crypto/openpgp"
@@ -165,10 +166,10 @@ func (s *Store) check(ctx context.Context, digest string, full bool) error {
 			WithHint("banger image pull %s", DefaultName)
 	}
 	if err != nil {
-		return damaged(DefaultName, "check image %s: %w", digest, err)
+		return damaged(api.Image{Name: DefaultName}, "check image %s: %w", digest, err)
 	}
 	if r.Image.Digest != digest {
-		return damaged(r.Image.Name, "check image %s: %s is of image %s", digest, fileJSON, r.Image.Digest)
+		return damaged(r.Image, "check image %s: %s is of image %s", digest, fileJSON, r.Image.Digest)
 	}
 	want := r.rootfs()
 	got, err := want.Look(ctx, dir, full)
@@ -176,9 +177,9 @@ func (s *Store) check(ctx context.Context, digest string, full bool) error {
 	case cause != nil && errors.Is(err, cause):
 		return fmt.Errorf("check image %s: %w", digest, cause)
 	case err != nil:
-		return damaged(r.Image.Name, "check image %s: %w", digest, err)
+		return damaged(r.Image, "check image %s: %w", digest, err)
 	case got.SHA256 != want.SHA256:
-		return damaged(r.Image.Name, "check image %s: file %q is damaged: expected %s, got sha256:%s",
+		return damaged(r.Image, "check image %s: file %q is damaged: expected %s, got sha256:%s",
 			digest, filepath.Join(dir, fileRootfs), digest, got.SHA256)
 	}
 	if got.ModTime != want.ModTime {
@@ -191,6 +192,20 @@ func (s *Store) check(ctx context.Context, digest string, full bool) error {
 	return nil
 }
 
-func damaged(name, format string, args ...any) error {
-	return api.Errorf(api.KindUnavailable, format, args...).WithHint("banger image pull %s --build", name)
+func damaged(img api.Image, format string, args ...any) error {
+	return api.Errorf(api.KindUnavailable, format, args...).WithHint("%s", mend(img))
+}
+
+// mend is the command that makes a damaged image whole, by where it came from.
+func mend(img api.Image) string {
+	ref, _, pinned := strings.Cut(img.Source, "@")
+	switch name, _, err := Canonical(ref); {
+	case Referenced(img.Name):
+		return "banger image pull " + img.Name
+	case pinned && Referenced(ref) && err == nil:
+		return fmt.Sprintf("banger image pull %s --name %s", name, img.Name)
+	case filepath.IsAbs(img.Source), strings.HasPrefix(img.Source, "vm "):
+		return fmt.Sprintf("banger image delete %s, and make it again of what it was made of", img.Name)
+	}
+	return fmt.Sprintf("banger image pull %s --build", img.Name)
 }
