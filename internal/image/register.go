@@ -4,14 +4,15 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -138,10 +139,11 @@ func (s *Store) registerTar(ctx context.Context, img api.Image, f *os.File, notE
 	}
 	rep.Step("unpack " + filepath.Base(f.Name()))
 	return s.build(ctx, img, rep, func(ctx context.Context, _, out string) error {
-		if err := s.fromTar(ctx, head, out, img, progress.Discard); err != nil {
-			return tarError(f.Name(), err, unpacked.err)
+		err := s.fromTar(ctx, head, out, img, progress.Discard)
+		if err == nil || ctx.Err() != nil {
+			return err
 		}
-		return nil
+		return tarError(f.Name(), err, unpacked.err)
 	})
 }
 
@@ -161,7 +163,8 @@ func tarError(path string, err, read error) error {
 	if bad, ok := errors.AsType[*badTar](err); ok {
 		return api.Errorf(api.KindInvalid, "%q: %w", path, bad)
 	}
-	if _, host := errors.AsType[*fs.PathError](err); host || read != nil && !errors.Is(err, read) {
+	var ofHost syscall.Errno // which every failure of a file of the host has
+	if errors.As(err, &ofHost) {
 		return err
 	}
 	for _, cause := range []error{read, io.ErrUnexpectedEOF, tar.ErrHeader} {
@@ -169,7 +172,8 @@ func tarError(path string, err, read error) error {
 			return api.Errorf(api.KindInvalid, "%q is damaged or cut short: %w", path, cause)
 		}
 	}
-	return err
+	// Something in it cannot be: a link to what is not there, say. What file was half made of it says nothing.
+	return api.Errorf(api.KindInvalid, "%q: %w", path, cmp.Or(errors.Unwrap(err), err))
 }
 
 // remembering keeps the error that r ended with.
