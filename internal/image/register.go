@@ -163,8 +163,7 @@ func tarError(path string, err, read error) error {
 	if bad, ok := errors.AsType[*badTar](err); ok {
 		return api.Errorf(api.KindInvalid, "%q: %w", path, bad)
 	}
-	var ofHost syscall.Errno // which every failure of a file of the host has
-	if errors.As(err, &ofHost) {
+	if _, ofHost := errors.AsType[syscall.Errno](err); ofHost { // which every failure of a file of the host has
 		return err
 	}
 	for _, cause := range []error{read, io.ErrUnexpectedEOF, tar.ErrHeader} {
