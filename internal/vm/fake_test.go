@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"archive/tar"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -53,6 +54,9 @@ type fakeEngine struct {
 	// deaf guests do not power off when asked; stubborn ones do not end by /v1/end either.
 	deaf, stubborn bool
 	starts         int
+	// taken are what guests were given as files: the names and modes in it, or why they take none.
+	taken   []string
+	takeErr *api.Error
 	// dialled is what a dial of wire.PortDial gets; nil for a refusal.
 	dialled func() (net.Conn, error)
 }
@@ -197,6 +201,8 @@ func (m *fakeMachine) Dial(_ context.Context, port uint32) (net.Conn, error) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(guestapi.Stats{CPUs: 3, UptimeSeconds: 7, CPU: guestapi.CPUTimes{User: 2, System: 1, Idle: 9}, Disk: guestapi.Disk{TotalBytes: 10, FreeBytes: 4}})
 	})
+	mux.HandleFunc("PUT /v1/files", m.engine.take)
+	mux.HandleFunc("POST /v1/sync", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	mux.HandleFunc("POST /v1/end", func(w http.ResponseWriter, _ *http.Request) {
 		if m.engine.stubborn {
 			http.Error(w, "{}", http.StatusInternalServerError)
@@ -207,6 +213,30 @@ func (m *fakeMachine) Dial(_ context.Context, port uint32) (net.Conn, error) {
 	})
 	go func() { _ = http.Serve(&oneConn{c: far, done: make(chan struct{})}, mux) }()
 	return near, nil
+}
+
+// take is a guest that is given files.
+func (e *fakeEngine) take(w http.ResponseWriter, r *http.Request) {
+	var got []string
+	for tr := tar.NewReader(r.Body); ; {
+		h, err := tr.Next()
+		if err != nil {
+			break
+		}
+		b, _ := io.ReadAll(tr)
+		got = append(got, fmt.Sprintf("%s:%s %o %s", r.URL.Query().Get("path"), h.Name, h.Mode, b))
+	}
+	_, _ = io.Copy(io.Discard, r.Body)
+	w.Header().Set("Content-Type", "application/json")
+	if e.takeErr != nil {
+		w.WriteHeader(e.takeErr.Kind.Status())
+		_ = json.NewEncoder(w).Encode(api.ErrorReply{Error: e.takeErr})
+		return
+	}
+	e.mu.Lock()
+	e.taken = append(e.taken, got...)
+	e.mu.Unlock()
+	_ = json.NewEncoder(w).Encode(api.FilesResult{Entries: len(got)})
 }
 
 // oneConn is a listener of a single connection.
