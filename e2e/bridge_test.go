@@ -152,7 +152,7 @@ print(urllib.request.urlopen('http://www.example.test/', timeout=20).status)
 	c.wait()
 
 	st := decode[api.VMStats](t, b.ok("vm", "stats", "one", "-o", "json"))
-	if n := st.Network; n == nil || n.Mode != "bridge" || n.SentBytes == 0 || n.ReceivedPackets == 0 {
+	if n := st.Network; n == nil || n.Mode != "bridge" || n.SentBytes == 0 || n.ReceivedPackets == 0 || n.Flows != nil || n.Refused != nil {
 		text, _ := json.Marshal(st)
 		t.Errorf("stats: %s", text)
 	}
