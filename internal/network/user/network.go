@@ -76,7 +76,7 @@ const (
 	maxHalfOpen = 1024
 	maxUDP      = 1024
 	maxPing     = 64
-	maxDNS      = 64 // questions being answered
+	maxDNS      = 1088 // questions being answered, most of which may wait for their turn (dns.Server)
 	maxDNSConns = 16
 )
 
