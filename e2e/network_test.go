@@ -213,6 +213,8 @@ func TestInternet(t *testing.T) {
 		}
 	}
 
+	h.busy(t, "one", 64)
+
 	// A connection that is open when the daemon dies is reset; the next one works as soon as there is a daemon again.
 	pid := h.daemonPID()
 	script := `
