@@ -59,6 +59,8 @@ type fakeEngine struct {
 	takeErr *api.Error
 	// dialled is what a dial of wire.PortDial gets; nil for a refusal.
 	dialled func() (net.Conn, error)
+	// reset gets a token whenever a guest resets its connections; nil for guests that cannot.
+	reset chan struct{}
 }
 
 func (e *fakeEngine) String() string {
@@ -203,6 +205,12 @@ func (m *fakeMachine) Dial(_ context.Context, port uint32) (net.Conn, error) {
 	})
 	mux.HandleFunc("PUT /v1/files", m.engine.take)
 	mux.HandleFunc("POST /v1/sync", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	if m.engine.reset != nil {
+		mux.HandleFunc("POST /v1/connections/reset", func(w http.ResponseWriter, _ *http.Request) {
+			m.engine.reset <- struct{}{}
+			w.WriteHeader(http.StatusNoContent)
+		})
+	}
 	mux.HandleFunc("POST /v1/end", func(w http.ResponseWriter, _ *http.Request) {
 		if m.engine.stubborn {
 			http.Error(w, "{}", http.StatusInternalServerError)
@@ -411,6 +419,13 @@ func (f *fakeNetwork) Stats(id string) (api.NetworkStats, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return api.NetworkStats{Mode: "user", SentBytes: 42}, f.lost[id] != nil
+}
+
+// forget detaches all, as the network of a daemon that ends.
+func (f *fakeNetwork) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.lost)
 }
 
 // lose breaks the link of a VM.
