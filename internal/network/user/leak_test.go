@@ -54,7 +54,7 @@ func TestNothingIsLeftOfConnections(t *testing.T) {
 	}
 	all.Wait()
 	a.port.Close()
-	eventually(t, "all sockets come back", func() bool {
+	eventuallyIn(t, 3*time.Minute, "all sockets come back", func() bool {
 		n.sockets.mu.Lock()
 		defer n.sockets.mu.Unlock()
 		return n.sockets.free == n.sockets.size
