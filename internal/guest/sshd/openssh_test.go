@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh/agent"
+
+	"git.thaloco.com/thaloco/banger/internal/hostports/hostportstest"
 )
 
 // openSSH is the host's OpenSSH client, connected to a guest through a ProxyCommand.
@@ -296,15 +298,13 @@ df -h %[1]s
 	}
 }
 
-// freePort is one nobody has just now.
 func freePort(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := hostportstest.Free()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	return int(port)
 }
 
 // reach dials until somebody listens.
