@@ -37,7 +37,7 @@ func says(t *testing.T, f api.Forward) string {
 		return err.Error()
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
 	b, err := io.ReadAll(conn)
 	if err != nil {
 		return err.Error()

@@ -84,7 +84,7 @@ func (r *run) awaitEnd(t *testing.T) vmm.End {
 // order runs a command in the guest and does not care how that ends.
 func (r *run) order(argv ...string) string {
 	var out bytes.Buffer
-	ctx, cancel := context.WithTimeout(r.ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(r.ctx, 30*time.Second)
 	defer cancel()
 	_, _ = exec.Run(ctx, exec.Options{
 		Dial:   func(ctx context.Context) (net.Conn, error) { return r.Dial(ctx, wire.PortExec) },
@@ -251,15 +251,16 @@ func TestQEMUWithoutSeccomp(t *testing.T) {
 }
 
 func TestBootIsTriedTwice(t *testing.T) {
-	short := func(s *vmm.Spec) { s.BootDeadline = 500 * time.Millisecond }
 	t.Run("second boot calls", func(t *testing.T) {
-		r := startVM(t, fakeqemu.Knobs{NeverCall: 1}, short)
+		t.Parallel()
+		r := startVM(t, fakeqemu.Knobs{NeverCall: 1}, func(s *vmm.Spec) { s.BootDeadline = 5 * time.Second })
 		if st := r.awaitFull(t); st.Phase != vmm.PhaseRunning || st.Boots != 2 || len(st.Notes) != 1 {
 			t.Errorf("the status is %+v", st)
 		}
 	})
 	t.Run("none does", func(t *testing.T) {
-		r := startVM(t, fakeqemu.Knobs{NeverCall: 9}, short)
+		t.Parallel()
+		r := startVM(t, fakeqemu.Knobs{NeverCall: 9}, func(s *vmm.Spec) { s.BootDeadline = 500 * time.Millisecond })
 		if end := r.awaitEnd(t); end.Cause != vmm.EndBootTimeout || r.Status().Boots != 2 {
 			t.Errorf("the end is %+v after %d boots", end, r.Status().Boots)
 		}
