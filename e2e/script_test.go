@@ -9,12 +9,14 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -50,6 +52,9 @@ func run(m *testing.M) int {
 	}
 	if err == nil { // testscript makes its directories there, and leaves them where scripts are left out by -run
 		err = os.Setenv("GOTMPDIR", dir)
+	}
+	if err == nil { // scripts wait more than they work; -parallel says otherwise
+		err = flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0)))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
