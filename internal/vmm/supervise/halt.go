@@ -1,6 +1,7 @@
 package supervise
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -79,7 +80,7 @@ func (b *boot) halts(ctx context.Context) bool {
 		if !pause(ctx, min(b.s.endingGrace, haltGrace)) {
 			return false
 		}
-		if answers(ctx) {
+		if answers(ctx, cmp.Or(b.s.requestTimeout, haltAnswer)) {
 			b.s.log.Warn("the guest's console says that it has halted, but it answers")
 			return false
 		}
@@ -90,9 +91,9 @@ func (b *boot) halts(ctx context.Context) bool {
 	return ctx.Err() == nil
 }
 
-// answers reports whether the guest's kernel takes, or refuses, a stream.
-func answers(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, haltAnswer)
+// answers reports whether the guest's kernel takes, or refuses, a stream within so long.
+func answers(ctx context.Context, within time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", paths.VMVsock)

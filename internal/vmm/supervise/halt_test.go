@@ -50,7 +50,7 @@ func TestHaltWatch(t *testing.T) {
 func TestFirecrackerHalts(t *testing.T) {
 	t.Run("it has", func(t *testing.T) {
 		t.Parallel()
-		r := startFC(t, fakefc.Knobs{}, nil)
+		r := startFC(t, fakefc.Knobs{}, nil, impatience("hangs")...)
 		r.awaitFull(t)
 		go r.order("halted")
 		if end := r.awaitEnd(t); end.Cause != vmm.EndHalt {
