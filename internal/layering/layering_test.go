@@ -29,7 +29,7 @@ var floor = map[string]int{
 	"internal/vmm/firecracker/fakefc": 95, "internal/vmm/firecracker/fakefc/program": 100, "internal/vmm/firecracker/fakefc/vhostvsock": 45, "internal/vmm/fakejailer": 95, "internal/vmm/fakejailer/program": 100, "internal/store": 50, "internal/deb": 50, "internal/hostfiles": 50, "internal/filesync": 50,
 	"internal/guest/guestapi": 45, "internal/guest/sshd": 46,
 	"internal/network/user": 52, "internal/network/dns": 50, "internal/network/egress": 50, "internal/network/nettest": 49,
-	"internal/network/bridge": 52, "internal/network/tap": 20, "internal/network/gateway": 52, "internal/forward": 53, "internal/hostports": 20, "internal/preview": 75, "internal/guest/tunnel": 40,
+	"internal/network/bridge": 52, "internal/network/tap": 20, "internal/network/gateway": 52, "internal/forward": 53, "internal/hostports": 20, "internal/hostports/hostportstest": 5, "internal/preview": 75, "internal/guest/tunnel": 40,
 	"internal/doctor": 62, "internal/sshkeys": 50,
 	"internal/guest/exec": 41, "internal/guest/process": 40, "internal/guest/files": 40, "internal/guest/channel": 40,
 	"internal/vmm": 35, "internal/vmm/driver": 36, "internal/vmm/watch": 36, "internal/vmm/frames": 36, "internal/kernel/kmod": 30, "internal/kernel/kmod/kmodtest": 20, "internal/deb/debtest": 20,

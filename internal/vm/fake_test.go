@@ -516,7 +516,7 @@ func (w *world) state(name string, want api.VMState) api.VM {
 
 func (w *world) until(name string, ok func(api.VM) bool) api.VM {
 	w.t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(30 * time.Second)
 	for {
 		vm, err := w.svc.VM(w.t.Context(), name)
 		if err == nil && ok(vm) {
@@ -533,7 +533,7 @@ func (w *world) until(name string, ok func(api.VM) bool) api.VM {
 // machine waits until the engine has started a VM.
 func (w *world) machine(vm api.VM) *fakeMachine {
 	w.t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(30 * time.Second)
 	for {
 		w.engine.mu.Lock()
 		m := w.engine.machines[w.paths.VM(vm.ID)]
@@ -552,7 +552,7 @@ func (w *world) machine(vm api.VM) *fakeMachine {
 // gone waits until a VM is not there any more.
 func (w *world) gone(name string) {
 	w.t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(30 * time.Second)
 	for {
 		if _, err := w.svc.VM(w.t.Context(), name); api.KindOf(err) == api.KindNotFound {
 			return

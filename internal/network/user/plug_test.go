@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"git.thaloco.com/thaloco/banger/internal/hostports/hostportstest"
 )
 
 // TestConnectionsSurviveANewLink breaks the link of a guest again and again while it sends and receives.
@@ -339,10 +341,9 @@ func TestHostPorts(t *testing.T) {
 // closedPort is one that nobody listens on.
 func closedPort(t *testing.T) uint16 {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := hostportstest.Free()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return netip.MustParseAddrPort(l.Addr().String()).Port()
+	return port
 }
