@@ -63,6 +63,7 @@ type Store struct {
 	deb      *deb.Client
 	catalogs *catalogs
 	bundles  *bundleCache
+	vms      BuildVMs // nil where nothing is built in VMs
 	oci      *oci.Client
 	pull     chan struct{} // held, of capacity 1, while a recipe runs
 	convert  chan struct{} // held while layers are unpacked
