@@ -156,6 +156,7 @@ func (d *Daemon) wire() error {
 		Host: vm.Host{CPUs: runtime.NumCPU(), MemoryBytes: mem, Home: d.cfg.Getenv("HOME"), OwnerGone: ownerGone, Now: time.Now,
 			SSHKey: func() (sshkeys.UserKey, error) { return sshkeys.User(d.settings.SSHKeyPath, d.cfg.Paths.SSHKey()) }}})
 	sup.images.vms = d.vms
+	sup.images.files.BuildIn(&buildVMs{vms: d.vms, memory: min(buildMemory, mem)})
 	return nil
 }
 
