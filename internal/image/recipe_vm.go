@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strings"
 	"time"
 	"unicode"
@@ -79,6 +80,26 @@ func (b *debian) buildWith(ctx context.Context, vm BuildVM, arch archive, img ap
 	return b.takeRoot(ctx, vm, img, out)
 }
 
+// guestCAs is where the VM has the authorities this host believes, for mirrors that speak https: a base has none, mostly. What is in /run
+// is in no image.
+const guestCAs = "run/banger-build.crt"
+
+// hostCAs are the files distributions have them in (Go's crypto/x509, root_linux.go).
+var hostCAs = []string{"etc/ssl/certs/ca-certificates.crt", "etc/pki/tls/certs/ca-bundle.crt", "etc/ssl/ca-bundle.pem", "etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem", "etc/ssl/cert.pem"}
+
+// authorities returns the authorities this host believes, empty where no mirror needs them.
+func (b *debian) authorities(arch archive) string {
+	if !strings.Contains(guestSources(arch.sources), "https://") {
+		return ""
+	}
+	for _, name := range hostCAs {
+		if data, err := fs.ReadFile(b.host.files, name); err == nil {
+			return string(data)
+		}
+	}
+	return ""
+}
+
 // supply puts what the recipe has beside packages into the VM.
 func (b *debian) supply(ctx context.Context, vm BuildVM, arch archive) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -125,6 +146,9 @@ func (b *debian) writeConfig(w io.Writer, arch archive) error {
 			err = add(strings.TrimPrefix(guestDockerKey, "/"), 0o644, keys.String())
 		}
 	}
+	if cas := b.authorities(arch); err == nil && cas != "" {
+		err = add(guestCAs, 0o644, cas)
+	}
 	return errors.Join(err, out.Close())
 }
 
@@ -133,7 +157,10 @@ type step struct{ step, text string }
 
 // scripts are what make the image of the base.
 func (b *debian) scripts(arch archive) []step {
-	const apt = "apt-get -q -y --no-install-recommends -o Acquire::Retries=3 -o Acquire::http::Timeout=30 "
+	apt := "apt-get -q -y --no-install-recommends -o Acquire::Retries=3 -o Acquire::http::Timeout=30 "
+	if b.authorities(arch) != "" {
+		apt += "-o Acquire::https::CaInfo=/" + guestCAs + " "
+	}
 	out := []step{
 		// Where images for containers come from they are given settings of their own, and other sources.
 		{"read Debian's package lists", `set -eu

@@ -185,6 +185,22 @@ func TestBuildInVM(t *testing.T) {
 	}
 }
 
+// TestAuthorities: a mirror that speaks https is verified by what this host believes.
+func TestAuthorities(t *testing.T) {
+	w, _ := newVMWorld(t)
+	b := &debian{store: w.store, host: hostWith(0, "root", map[string]string{"etc/pki/tls/certs/ca-bundle.crt": "the authorities"})}
+	for mirror, want := range map[string]string{"https://mirror.example/debian": "the authorities", "http://mirror.example/debian": ""} {
+		arch := archive{sources: []aptSource{{mirror: mirror, suite: "bookworm", component: "main"}}}
+		var packed bytes.Buffer
+		if err := b.writeConfig(&packed, arch); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(packed.String(), "the authorities") != (want != "") || strings.Contains(b.scripts(arch)[0].text, "CaInfo=/run/") != (want != "") {
+			t.Errorf("%s: %q, %q", mirror, packed.String(), b.scripts(arch)[0].text)
+		}
+	}
+}
+
 // TestBuildInVMWithout: without a base, or a way to build in VMs, the error is what the host lacks.
 func TestBuildInVMWithout(t *testing.T) {
 	for name, change := range map[string]func(w *world){
