@@ -3,7 +3,7 @@
 //
 // daemon.go is the life of the process, supplies.go images and kernels as the
 // services need them, engine.go what runs VMs, agent.go the guest agent's archive, listen.go and lock.go the socket and the
-// lock, web.go the web port, owner.go the processes that --rm VMs live for.
+// lock, web.go the web port, owner.go the processes that --rm VMs live for, build_vm.go the VMs that images are built in.
 package daemon
 
 import (
