@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -28,7 +27,7 @@ type fakeVMs struct {
 	root   []byte
 	skip   []string
 
-	mu      sync.Mutex // guards what follows
+	// What became of it: how many VMs there are, and what came.
 	running int
 	base    string
 	put     map[string]string // what came, by name
@@ -65,7 +64,7 @@ func (f *fakeVM) Put(ctx context.Context, r io.Reader) error {
 	f.put = map[string]string{}
 	for in := tar.NewReader(r); ; {
 		h, err := in.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			_, err = io.Copy(io.Discard, r)
 			return err
 		}
