@@ -24,7 +24,7 @@ const (
 
 // What the guest of a build may send at most, in bytes: as output of one script, and as its root file system.
 const (
-	maxOutput = 16 << 20
+	maxOutput = 4 << 20
 	maxStream = rootfsMax
 )
 
