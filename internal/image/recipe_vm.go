@@ -15,12 +15,16 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/progress"
 )
 
-// How long a VM may take to become an image, and how long its end may.
-const (
-	buildLimitKVM = 20 * time.Minute
-	buildLimitTCG = time.Hour
-	removeTimeout = time.Minute
-)
+// removeTimeout is how long the end of a VM may take.
+const removeTimeout = time.Minute
+
+// buildLimit is how long a VM may take to become an image.
+func buildLimit(emulated bool) time.Duration {
+	if emulated {
+		return time.Hour
+	}
+	return 20 * time.Minute
+}
 
 // What the guest of a build may send at most, in bytes: as output of one script, and as its root file system.
 const (
@@ -44,10 +48,7 @@ func (b *debian) buildInVM(ctx context.Context, img api.Image, out string) (err 
 	if err != nil {
 		return fmt.Errorf("start a VM of %q to build in: %w", b.src.Base, err)
 	}
-	limit := buildLimitKVM
-	if vm.Emulated() {
-		limit = buildLimitTCG
-	}
+	limit := b.store.limit(vm.Emulated())
 	building, cancel := context.WithTimeoutCause(ctx, limit, api.Errorf(api.KindUnavailable, "the build in a VM of %q is not done after %s", b.src.Base, limit))
 	defer cancel()
 	defer func() {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -267,6 +268,32 @@ func TestBuildInVMCancelled(t *testing.T) {
 				return ctx.Err()
 			}
 			if _, err := w.store.Pull(ctx, "debian-test", PullOptions{}, progress.Discard); api.KindOf(err) != api.KindCancelled {
+				t.Errorf("%v: %v", api.KindOf(err), err)
+			}
+			if f.running != 0 {
+				t.Errorf("left: %v", f)
+			}
+			w.assertClean(t)
+		})
+	}
+}
+
+// TestBuildInVMTakesTooLong: a guest that is never done is given up.
+func TestBuildInVMTakesTooLong(t *testing.T) {
+	for _, step := range buildSteps[1:] {
+		t.Run(step, func(t *testing.T) {
+			w, f := newVMWorld(t)
+			w.store.limit = func(emulated bool) time.Duration {
+				if !emulated {
+					t.Error("not emulated")
+				}
+				return time.Second
+			}
+			f.at, f.do = step, func(ctx context.Context) error {
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			if _, err := w.store.Pull(t.Context(), "debian-test", PullOptions{}, progress.Discard); api.KindOf(err) != api.KindUnavailable || !strings.Contains(fmt.Sprint(err), "is not done after 1s") {
 				t.Errorf("%v: %v", api.KindOf(err), err)
 			}
 			if f.running != 0 {
