@@ -287,13 +287,13 @@ func TestBuildInVMTakesTooLong(t *testing.T) {
 				if !emulated {
 					t.Error("not emulated")
 				}
-				return time.Second
+				return 100 * time.Millisecond
 			}
 			f.at, f.do = step, func(ctx context.Context) error {
 				<-ctx.Done()
 				return ctx.Err()
 			}
-			if _, err := w.store.Pull(t.Context(), "debian-test", PullOptions{}, progress.Discard); api.KindOf(err) != api.KindUnavailable || !strings.Contains(fmt.Sprint(err), "is not done after 1s") {
+			if _, err := w.store.Pull(t.Context(), "debian-test", PullOptions{}, progress.Discard); api.KindOf(err) != api.KindUnavailable || !strings.Contains(fmt.Sprint(err), "is not done after 100ms") {
 				t.Errorf("%v: %v", api.KindOf(err), err)
 			}
 			if f.running != 0 {
