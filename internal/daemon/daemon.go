@@ -3,7 +3,7 @@
 //
 // daemon.go is the life of the process, supplies.go images and kernels as the
 // services need them, engine.go what runs VMs, agent.go the guest agent's archive, listen.go and lock.go the socket and the
-// lock, web.go the web port, owner.go the processes that --rm VMs live for.
+// lock, web.go the web port, owner.go the processes that --rm VMs live for, build_vm.go the VMs that images are built in.
 package daemon
 
 import (
@@ -154,6 +154,7 @@ func (d *Daemon) wire() error {
 		Host: vm.Host{CPUs: runtime.NumCPU(), MemoryBytes: mem, Home: d.cfg.Getenv("HOME"), OwnerGone: ownerGone, Now: time.Now,
 			SSHKey: func() (sshkeys.UserKey, error) { return sshkeys.User(d.settings.SSHKeyPath, d.cfg.Paths.SSHKey()) }}})
 	sup.images.vms = d.vms
+	sup.images.files.BuildIn(&buildVMs{vms: d.vms, memory: min(buildMemory, mem)})
 	return nil
 }
 
