@@ -43,7 +43,7 @@ test-unit:
 test-e2e:
 	./scripts/host-packages test
 	BANGER_TEST_MIRROR=1 $(GOTEST) -count=1 -timeout 10m -run Mirror ./internal/kernel
-	$(GOTEST) -tags e2e -count=1 -timeout 25m ./e2e/...
+	$(GOTEST) -tags e2e -count=1 -timeout 50m ./e2e/...
 
 ## test-firecracker: what needs the real Firecracker, which is fetched, and KVM; says why where it skips, and where the logs are
 test-firecracker:

@@ -105,13 +105,16 @@ type NetworkStats struct {
 	SentPackets     uint64 `json:"sent_packets"`
 	ReceivedBytes   uint64 `json:"received_bytes"`
 	ReceivedPackets uint64 `json:"received_packets"`
-	// Dropped are packets of the guest that were malformed, spoofed or of a kind that is not carried, Overrun those for the guest that
-	// it did not take fast enough.
-	Dropped uint64 `json:"dropped_packets"`
+	// Overrun are packets for the guest that it did not take fast enough.
 	Overrun uint64 `json:"overrun_packets"`
-	// Flows are connections, UDP and echo flows let out of the network; Refused those a rule or a limit forbade. User mode only.
-	Flows   uint64 `json:"flows"`
-	Refused uint64 `json:"refused_flows"`
-	OpenTCP int    `json:"open_tcp"`
-	OpenUDP int    `json:"open_udp"`
+	// What follows only user mode counts; in bridge mode, where the kernel carries what guests send, it is left out.
+	//
+	// Dropped are packets of the guest that were malformed, spoofed or of a kind that is not carried.
+	Dropped *uint64 `json:"dropped_packets,omitempty"`
+	// Flows are connections, UDP and echo flows let out of the network; Refused those a rule or a limit forbade.
+	Flows   *uint64 `json:"flows,omitempty"`
+	Refused *uint64 `json:"refused_flows,omitempty"`
+	// OpenTCP and OpenUDP are those of now.
+	OpenTCP *int `json:"open_tcp,omitempty"`
+	OpenUDP *int `json:"open_udp,omitempty"`
 }

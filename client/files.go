@@ -41,7 +41,7 @@ func (c *Client) PutFiles(ctx context.Context, name string, req api.PutFiles, wr
 // Files returns a file, link or directory of a guest as a tar stream. Its Read returns io.EOF only where the stream is
 // whole. What it holds is the guest's and not to be trusted: package hostfiles unpacks it. The caller closes it.
 func (c *Client) Files(ctx context.Context, name string, req api.GetFiles) (*filestream.Stream, error) {
-	resp, err := c.send(ctx, http.MethodGet, vmPath(name, "/files?"+req.Values().Encode()), nil, api.Version) //nolint:bodyclose // the stream closes it
+	resp, err := c.send(ctx, http.MethodGet, vmPath(name, "/files?"+req.Values().Encode()), nil) //nolint:bodyclose // the stream closes it
 	if err != nil {
 		return nil, err
 	}

@@ -63,7 +63,7 @@ func (c *Client) PruneImages(ctx context.Context, req api.Prune) (api.Operation,
 
 // ImageFiles calls fn with every file of an image, parents before what is in them.
 func (c *Client) ImageFiles(ctx context.Context, name string, fn func(api.ImageFile) error) error {
-	resp, err := c.send(ctx, http.MethodGet, "/images/"+url.PathEscape(name)+"/files", nil, api.Version)
+	resp, err := c.send(ctx, http.MethodGet, "/images/"+url.PathEscape(name)+"/files", nil)
 	if err != nil {
 		return err
 	}

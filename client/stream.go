@@ -23,7 +23,7 @@ var errBadEvents = errors.New("malformed stream of events")
 
 // stream returns the body of an answer; the caller closes it.
 func (c *Client) stream(ctx context.Context, path string) (io.ReadCloser, error) {
-	resp, err := c.send(ctx, http.MethodGet, path, nil, api.Version)
+	resp, err := c.send(ctx, http.MethodGet, path, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -32,7 +32,7 @@ type none struct{}
 // leaves the zero T.
 func call[T any](ctx context.Context, c *Client, method, path string, body any) (T, error) {
 	var out T
-	resp, err := c.send(ctx, method, path, body, api.Version)
+	resp, err := c.send(ctx, method, path, body)
 	if err != nil {
 		return out, err
 	}
@@ -82,8 +82,8 @@ func decode[T any](resp *http.Response) (T, error) {
 
 // send sends a request and returns its answer where the versions agree and the status is a success;
 // the caller closes its body.
-func (c *Client) send(ctx context.Context, method, path string, body any, version int) (*http.Response, error) {
-	ask := func() (*http.Response, error) { return c.roundTrip(ctx, method, path, body, version) }
+func (c *Client) send(ctx context.Context, method, path string, body any) (*http.Response, error) {
+	ask := func() (*http.Response, error) { return c.roundTrip(ctx, method, path, body, api.Version) }
 	if method == http.MethodGet {
 		once := ask
 		ask = func() (*http.Response, error) { return insist(ctx, once) }

@@ -29,15 +29,15 @@ func TestFirecracker(t *testing.T) {
 	} else if why := h.noFirecracker(); why != "" {
 		t.Skipf("%s; BANGER_TEST_FIRECRACKER=1 tries it all the same", why)
 	}
-	h.keepLogs(t)
-	h.firecrackerLife(t)
+	logs := h.newLogs(t)
+	h.firecrackerLife(t, logs)
 	p := probe.Prober{Config: probe.Config{Engine: probe.Firecracker, Bin: filepath.Join(data, "banger", "bin")}}
 	d, err := p.Choose(t.Context())
 	if err != nil || d.Fetch {
 		t.Fatalf("%+v, %v", d, err)
 	}
 	t.Logf("Firecracker %s, %s", d.Version, d.Binary)
-	h.firecrackerConformance(t, d.Binary, "")
+	h.firecrackerConformance(t, d.Binary, "", logs)
 }
 
 // noFirecracker is why VMs cannot run on the real Firecracker here; empty where they can.
@@ -54,29 +54,46 @@ func (h *host) noFirecracker() string {
 	return ""
 }
 
-// keepLogs leaves the logs of the host's VMs where somebody can read them.
-func (h *host) keepLogs(t *testing.T) {
-	to := filepath.Join(cache, "..", "firecracker-logs", time.Now().UTC().Format("20060102T150405"))
+// fcLogs is a directory with the logs of VMs, the deleted ones' too.
+type fcLogs string
+
+// newLogs makes one where somebody can read it, also of a test that passed.
+func (h *host) newLogs(t *testing.T) fcLogs {
+	t.Helper()
+	to, err := filepath.Abs(filepath.Join(cache, "..", "firecracker-logs", time.Now().UTC().Format("20060102T150405")))
+	if err == nil {
+		err = os.MkdirAll(to, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
-		if err := os.MkdirAll(to, 0o755); err != nil {
-			t.Error(err)
-			return
-		}
-		found, _ := filepath.Glob(filepath.Join(h.dir, "state/banger/vms/*/*.log*"))
-		for _, f := range append(found, filepath.Join(h.dir, "state/banger/bangerd.log")) {
-			if st, err := os.Lstat(f); err != nil || !st.Mode().IsRegular() {
-				continue
-			}
-			b, err := os.ReadFile(f)
-			if err == nil {
-				err = os.WriteFile(filepath.Join(to, filepath.Base(filepath.Dir(f))+"-"+filepath.Base(f)), b, 0o644)
-			}
-			if err != nil {
-				t.Error(err)
-			}
-		}
+		h.keep(t, fcLogs(to))
 		t.Logf("logs: %s", to)
 	})
+	return fcLogs(to)
+}
+
+// keep copies the logs there are now; those of a VM go with it.
+func (h *host) keep(t *testing.T, to fcLogs) {
+	t.Helper()
+	found, _ := filepath.Glob(filepath.Join(h.dir, "state/banger/vms/*/*.log*"))
+	for _, f := range append(found, filepath.Join(h.dir, "state/banger/bangerd.log")) {
+		if st, err := os.Lstat(f); err != nil || !st.Mode().IsRegular() {
+			continue
+		}
+		name := filepath.Base(f)
+		if dir := filepath.Base(filepath.Dir(f)); dir != "banger" {
+			name = dir + "-" + name
+		}
+		b, err := os.ReadFile(f)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(string(to), name), b, 0o644)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // TestFirecrackerStandIn runs real guests through the driver of Firecracker and a stand-in for it, which has Firecracker's command
@@ -85,8 +102,14 @@ func TestFirecrackerStandIn(t *testing.T) {
 	h := newHost(t)
 	firecracker, config := h.standIn(t)
 	h.config(config)
-	h.firecrackerLife(t)
-	h.firecrackerConformance(t, firecracker, "/^(AttachRunning|Pause|ResizeDrive|Reboot|Panic|Link|StartCancelled)$")
+	logs := fcLogs(t.TempDir())
+	h.firecrackerLife(t, logs)
+	h.firecrackerConformance(t, firecracker, "/^(AttachRunning|Pause|ResizeDrive|Reboot|Panic|Link|StartCancelled)$", logs)
+	for _, name := range []string{"bangerd.log", "console.log", "TestRealFirecracker-Reboot/console.log"} {
+		if found, _ := filepath.Glob(filepath.Join(string(logs), strings.ReplaceAll(name, "console", "*console"))); len(found) == 0 {
+			t.Errorf("of the logs %q was not kept", name)
+		}
+	}
 	h.noViolation(t)
 }
 
@@ -116,8 +139,8 @@ func (h *host) noViolation(t *testing.T) {
 	}
 }
 
-// firecrackerLife does with a VM what a user does.
-func (h *host) firecrackerLife(t *testing.T) {
+// firecrackerLife does with a VM what a user does, and keeps its logs before it is deleted.
+func (h *host) firecrackerLife(t *testing.T, logs fcLogs) {
 	t.Helper()
 	repo := filepath.Join(h.dir, "repo")
 	command(t, "git", "init", "-q", repo)
@@ -126,11 +149,13 @@ func (h *host) firecrackerLife(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	r := h.run("vm", "run", "--rm", repo, "--", "sh", "-c", "make -s test && exit 7")
+	r := h.run("vm", "run", "--name", "first", repo, "--", "sh", "-c", "make -s test && exit 7")
 	if r.code != 7 || r.stdout != "Linux\nroot\nfrom the repository\n" {
 		t.Fatalf("vm run: status %d\n%s\n%s", r.code, r.stdout, r.stderr)
 	}
-	t.Logf("vm run --rm took %s", r.took)
+	t.Logf("vm run took %s", r.took)
+	h.keep(t, logs)
+	h.ok("vm", "delete", "--force", "first")
 
 	h.ok("vm", "run", "--name", "fc", "--detach", "--wait", "full")
 	vm := h.vm("fc")
@@ -166,7 +191,14 @@ print(s.recv(8).decode())
 P`); got != "mtu 65520\n"+other+"       other.vm\n"+"SSH-2.0-\n" && !strings.Contains(got, "SSH-2.0-") {
 		t.Errorf("the network: %q", got)
 	}
+	h.keep(t, logs)
 	h.ok("vm", "delete", "--force", "other")
+	// A forward hands on the end of one direction, whichever side ends it, though Firecracker's streams do not.
+	t.Run("forward", func(t *testing.T) {
+		h.netserve(t, "fc", "127.0.0.1")
+		sumInto(t, h.forward("fc", "0:11"), 8<<20)
+		halfCloseByGuest(t, h.forward("fc", "0:7"))
+	})
 
 	pid := vm.VMMPID
 	h.ok("daemon", "stop")
@@ -183,6 +215,11 @@ P`); got != "mtu 65520\n"+other+"       other.vm\n"+"SSH-2.0-\n" && !strings.Con
 	h.ok("vm", "start", "--wait", "full", "fc")
 	h.run("vm", "exec", "fc", "--", "poweroff")
 	h.await("fc", "the end", func(vm api.VM) bool { return vm.State == api.StateStopped && vm.Reason == "" })
+	// What no init announces is seen on the console.
+	h.ok("vm", "start", "--wait", "full", "fc")
+	h.run("vm", "exec", "fc", "--", "halt", "-ff")
+	h.await("fc", "the end", func(vm api.VM) bool { return vm.State == api.StateStopped })
+	h.keep(t, logs)
 	h.ok("vm", "delete", "fc")
 }
 
@@ -197,7 +234,7 @@ func (h *host) await(name, what string, ok func(api.VM) bool) {
 
 // firecrackerConformance runs the suite of the engine contract on a Firecracker, with the agent, the kernel and a small image. A
 // part of it stands for a stand-in: the rest passes on a fake guest, in package supervise.
-func (h *host) firecrackerConformance(t *testing.T, firecracker, part string) {
+func (h *host) firecrackerConformance(t *testing.T, firecracker, part string, logs fcLogs) {
 	t.Helper()
 	images := filepath.Join(t.TempDir(), "images")
 	busyboxImage(t, images)
@@ -215,7 +252,7 @@ func (h *host) firecrackerConformance(t *testing.T, firecracker, part string) {
 	c.Dir = ".."
 	c.Env = append(os.Environ(), "BANGER_TEST_KERNEL="+filepath.Join(data, "banger", "kernels", strings.Replace(digest, ":", "-", 1)),
 		"BANGER_TEST_IMAGE="+one(t, filepath.Join(images, "*", "rootfs.ext4")), "BANGER_TEST_PANIC=/bin/panic",
-		"BANGER_TEST_AGENT="+newest(t, filepath.Join(data, "banger", "agents", "*", "initramfs.cpio")), "BANGER_TEST_FIRECRACKER_BIN="+firecracker)
+		"BANGER_TEST_AGENT="+newest(t, filepath.Join(data, "banger", "agents", "*", "initramfs.cpio")), "BANGER_TEST_FIRECRACKER_BIN="+firecracker, "BANGER_TEST_LOGS="+string(logs))
 	if part != "" {
 		c.Env = append(c.Env, "BANGER_TEST_UNCONFINED=1")
 	}

@@ -101,6 +101,26 @@ tap_pool_size = 4'`)
 	if bad := status("setpriv --reuid 1000 --clear-groups env HOME=/home/alice banger net status"); len(bad) > 0 {
 		t.Errorf("alice misses %+v", bad)
 	}
+	// With alice's daemon there the names of its network are the host's too.
+	h.ok("vm", "cp", filepath.Join(install, "bin", "bangerd"), "nest:/usr/local/bin/bangerd")
+	h.ok("vm", "cp", filepath.Join(install, "lib", "banger"), "nest:/usr/local/lib/")
+	sure(`echo 'network = "bridge"' >>/home/alice/.config/banger/config.toml`)
+	const alice = "setpriv --reuid 1000 --regid 1000 --clear-groups env HOME=/home/alice banger "
+	sure("chown -R alice: /home/alice; " + alice + "daemon start")
+	// As long as no VM runs nothing is at the other end of the bridge, and systemd-resolved asks nobody there: this is all of one that it sees.
+	sure(`nohup setpriv --reuid 1000 --regid 1000 --clear-groups python3 -c '
+import fcntl, signal, struct
+f = open("/dev/net/tun", "r+b", buffering=0)
+fcntl.ioctl(f, 0x400454ca, struct.pack("16sH22x", b"bngr0-t0", 0x5002)) # TUNSETIFF: IFF_TAP, IFF_NO_PI, IFF_VNET_HDR
+signal.pause()' >/run/tap.log 2>&1 & echo $! >/run/tap.pid`)
+	var found string
+	if err := waitFor(waitShort, func() bool {
+		found = sure("getent hosts gateway.vm | awk '{print $1}'; getent hosts nosuch.vm || echo none")
+		return found == "10.9.0.1\nnone\n"
+	}); err != nil {
+		t.Errorf("the host's resolver finds %q\n%s", found, sure("cat /run/tap.log; resolvectl status --no-pager; "+alice+"daemon logs"))
+	}
+	sure("kill $(cat /run/tap.pid); " + alice + "daemon stop")
 	// Whoever restarts a firewall takes banger's rules with it; they come back.
 	sure("systemctl restart nftables")
 	good("after a restart of nftables")

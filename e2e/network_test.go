@@ -213,6 +213,8 @@ func TestInternet(t *testing.T) {
 		}
 	}
 
+	h.busy(t, "one", 64)
+
 	// A connection that is open when the daemon dies is reset; the next one works as soon as there is a daemon again.
 	pid := h.daemonPID()
 	script := `
@@ -222,7 +224,7 @@ s.send(b'a'); s.recv(1); print('open', flush=True)
 input()
 try:
     s.send(b'b'); print('got', s.recv(1))
-except ConnectionResetError:
+except (ConnectionResetError, ConnectionAbortedError): # by the new daemon, or by the guest's agent
     print('reset')
 print(urllib.request.urlopen('http://www.example.test/', timeout=20).status)
 `
@@ -235,5 +237,31 @@ print(urllib.request.urlopen('http://www.example.test/', timeout=20).status)
 	c.await("open\nreset\n200\n")
 	if code := c.wait(); code != 0 {
 		t.Errorf("exit status %d", code)
+	}
+
+	// A guest that only receives is told as well, by the daemon that stops, and by the one that comes after one that was killed.
+	h.feed(strings.NewReader(`
+import socket
+s = socket.create_connection(('198.51.100.1', 10)); print('open', flush=True)
+try:
+    print('got', s.recv(1))
+except OSError as e:
+    print(type(e).__name__)
+`), "vm", "exec", "one", "--", "sh", "-c", "cat > /root/receive.py")
+	for _, end := range []struct {
+		what string
+		do   func()
+		want string
+	}{
+		{"stopped", func() { h.ok("daemon", "stop") }, "open\nConnectionResetError\n"},
+		{"killed", func() { kill(t, h.daemonPID()) }, "open\nConnectionAbortedError\n"},
+	} {
+		h.inGuest("one", "nohup python3 /root/receive.py >/root/received 2>&1 & for i in $(seq 100); do grep -q open /root/received && exit 0; sleep 0.2; done; exit 1")
+		end.do()
+		h.startIn(in.Host)
+		var got string
+		if err := waitFor(waitShort, func() bool { got = h.inGuest("one", "cat /root/received"); return got != "open\n" }); err != nil || got != end.want {
+			t.Errorf("the daemon was %s, the guest saw %q, %v", end.what, got, err)
+		}
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"strconv"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"git.thaloco.com/thaloco/banger/internal/hostports/hostportstest"
 )
 
 // cmdGreeter starts a server, which says TEXT to who connects, at a port of this host, which a fake guest shares, and puts it into VAR. It is
@@ -16,13 +18,15 @@ func cmdGreeter(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 || len(args) > 2 {
 		ts.Fatalf("usage: greeter VAR [TEXT]")
 	}
+	if len(args) == 1 {
+		port, err := hostportstest.Free()
+		ts.Check(err)
+		ts.Setenv(args[0], strconv.Itoa(int(port)))
+		return
+	}
 	ln, err := net.Listen("tcp4", "127.0.0.1:0")
 	ts.Check(err)
 	ts.Setenv(args[0], strconv.Itoa(ln.Addr().(*net.TCPAddr).Port))
-	if len(args) == 1 {
-		ts.Check(ln.Close())
-		return
-	}
 	ts.Defer(func() { ln.Close() })
 	go func() {
 		for {

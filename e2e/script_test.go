@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -16,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,11 +32,8 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/kernel/kmod/kmodtest"
 )
 
-// How long a script may wait for what happens at once, and all scripts together may take.
-const (
-	soon       = time.Minute
-	allScripts = 4 * time.Minute
-)
+// soon is how long a script may wait for what happens at once.
+const soon = time.Minute
 
 // version is what the built programs say of themselves.
 const version = "v0.0.0-script"
@@ -54,6 +53,9 @@ func run(m *testing.M) int {
 	}
 	if err == nil { // testscript makes its directories there, and leaves them where scripts are left out by -run
 		err = os.Setenv("GOTMPDIR", dir)
+	}
+	if err == nil { // scripts wait more than they work; -parallel says otherwise
+		err = flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0)))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
@@ -103,32 +105,37 @@ func build(dir string) error {
 //
 // and the condition [root].
 func TestScript(t *testing.T) {
-	p := scriptParams(newUser)
+	p := scriptParams(t, newUser)
 	p.Dir = "testdata/script"
 	testscript.Run(t, p)
 }
 
 // TestScriptFirecracker runs the scripts that say nothing of an engine on the other one.
 func TestScriptFirecracker(t *testing.T) {
-	p := scriptParams(func(e *testscript.Env) error {
+	p := scriptParams(t, func(e *testscript.Env) error {
 		e.Setenv("BANGER_TEST_FIRECRACKER", "1")
 		if err := newUser(e); err != nil {
 			return err
 		}
 		return writeConfig(e.WorkDir, "firecracker")
 	})
-	for _, name := range []string{"cp_files", "exec_resume", "guest_ends", "interrupt", "life", "run_detach", "run_environment", "run_status",
-		"streams", "workspace_git", "workspace_plain"} {
+	for _, name := range []string{"cp_errors", "cp_files", "exec_resume", "forward", "guest_ends", "interrupt", "life", "owner_gone", "run_detach",
+		"run_environment", "run_status", "several", "ssh", "stats", "streams", "ui", "workspace_git", "workspace_plain"} {
 		p.Files = append(p.Files, "testdata/script/"+name+".txtar")
 	}
 	testscript.Run(t, p)
 }
 
-func scriptParams(setup func(*testscript.Env) error) testscript.Params {
+func scriptParams(t *testing.T, setup func(*testscript.Env) error) testscript.Params {
+	t.Helper()
+	deadline, ok := t.Deadline()
+	if ok {
+		deadline = deadline.Add(-time.Minute) // to clean up, and to say which one it was
+	}
 	p := testscript.Params{
 		Setup:         setup,
 		UpdateScripts: os.Getenv("UPDATE") != "",
-		Deadline:      time.Now().Add(allScripts),
+		Deadline:      deadline,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"status": cmdStatus, "until": cmdUntil, "interrupt": cmdInterrupt, "json": cmdJSON, "engine": cmdEngine, "greeter": cmdGreeter, "ownkernel": cmdOwnKernel,
 		},

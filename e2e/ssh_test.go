@@ -15,10 +15,13 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"git.thaloco.com/thaloco/banger/internal/hostports/hostportstest"
 )
 
 // sshUser is a user with the programs of OpenSSH and a home where banger ssh-config was installed.
@@ -115,16 +118,11 @@ func sum(t testing.TB, path string) string {
 // freePort is a TCP port of the host that nobody listens on.
 func freePort(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := hostportstest.Free()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
+	return strconv.Itoa(int(port))
 }
 
 // await waits until the output matches, and returns what the group in the pattern matched.

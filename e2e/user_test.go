@@ -40,38 +40,56 @@ func startUserRun() {
 	}()
 }
 
-func (f *firstRun) run() error {
-	if out, err := exec.Command("useradd", "--create-home", "--home-dir", "/home/"+ordinaryUser, ordinaryUser).CombinedOutput(); err != nil {
-		return fmt.Errorf("useradd: %w: %s", err, out)
+// addUser makes a user of this machine who has installed banger, and nothing else of it.
+func addUser(name string) (*host, error) {
+	if out, err := exec.Command("useradd", "--create-home", "--home-dir", "/home/"+name, name).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("useradd: %w: %s", err, out)
 	}
-	u, err := user.Lookup(ordinaryUser)
+	u, err := user.Lookup(name)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	uid, err := strconv.ParseUint(u.Uid, 10, 32)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	gid, err := strconv.ParseUint(u.Gid, 10, 32)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	prefix := filepath.Join(u.HomeDir, ".local")
 	script := `set -e; cp -r "$1" "$2"; mkdir repo; cd repo; git init -q; printf '#!/bin/sh\necho from $(pwd)\nexit 4\n' >run; chmod +x run; chown -R "$3:" ..`
-	c := exec.Command("sh", "-c", script, "sh", install, prefix, ordinaryUser)
+	c := exec.Command("sh", "-c", script, "sh", install, prefix, name)
 	c.Dir = u.HomeDir
 	if out, err := c.CombinedOutput(); err != nil {
-		return fmt.Errorf("prepare the user's home: %w: %s", err, out)
+		return nil, fmt.Errorf("prepare the user's home: %w: %s", err, out)
 	}
-	f.host = &host{dir: u.HomeDir, prefix: prefix, uid: uint32(uid), gid: uint32(gid), env: []string{
-		"PATH=" + prefix + "/bin:/usr/local/bin:/usr/bin:/bin", "HOME=" + u.HomeDir, "USER=" + ordinaryUser, "LANG=C.UTF-8", "TERM=dumb"}}
+	h := &host{dir: u.HomeDir, prefix: prefix, uid: uint32(uid), gid: uint32(gid), env: []string{
+		"PATH=" + prefix + "/bin:/usr/local/bin:/usr/bin:/bin", "HOME=" + u.HomeDir, "USER=" + name, "LANG=C.UTF-8", "TERM=dumb"}}
 	for _, v := range os.Environ() { // how this machine reaches its mirrors is the user's to know
 		if k, _, _ := strings.Cut(v, "="); strings.HasSuffix(strings.ToLower(k), "_proxy") || strings.HasPrefix(k, "SSL_CERT") || strings.HasPrefix(k, "npm_config") {
-			f.host.env = append(f.host.env, v)
+			h.env = append(h.env, v)
 		}
 	}
+	return h, nil
+}
+
+// removeUser ends what a user that addUser made has left, and removes the user. h may be nil.
+func removeUser(h *host, name string) {
+	if h != nil {
+		_ = h.cmd(context.Background(), "vm", "delete", "--all", "--force").Run()
+		_ = h.cmd(context.Background(), "daemon", "stop").Run()
+		_ = waitFor(waitShort, func() bool { return len(h.processes()) == 0 })
+	}
+	_ = exec.Command("userdel", "--remove", "--force", name).Run()
+}
+
+func (f *firstRun) run() (err error) {
+	if f.host, err = addUser(ordinaryUser); err != nil {
+		return err
+	}
 	var out, errOut bytes.Buffer
-	run := f.host.cmd(context.Background(), "vm", "run", "--rm", "--memory", "512MiB", filepath.Join(u.HomeDir, "repo"), "--", "./run")
+	run := f.host.cmd(context.Background(), "vm", "run", "--rm", "--memory", "512MiB", filepath.Join(f.host.dir, "repo"), "--", "./run")
 	run.Stdout, run.Stderr = &out, &errOut
 	start := time.Now()
 	err = run.Run()
@@ -85,12 +103,7 @@ func (f *firstRun) run() error {
 // remove ends what the user left and removes the user.
 func (f *firstRun) remove() {
 	<-f.done
-	if f.host != nil {
-		_ = f.host.cmd(context.Background(), "vm", "delete", "--all", "--force").Run()
-		_ = f.host.cmd(context.Background(), "daemon", "stop").Run()
-		_ = waitFor(waitShort, func() bool { return len(f.host.processes()) == 0 })
-	}
-	_ = exec.Command("userdel", "--remove", "--force", ordinaryUser).Run()
+	removeUser(f.host, ordinaryUser)
 }
 
 func TestOrdinaryUser(t *testing.T) {

@@ -39,9 +39,6 @@ func runConfigShow(a *App, o *configShowOptions) error {
 		return err
 	}
 	view := api.ConfigView{Path: p.ConfigFile(), Exists: exists, Values: cfg.View()}
-	for _, w := range cfg.Warnings() {
-		a.say("%s", w)
-	}
 	if o.output.value == formatJSON {
 		return writeJSON(a.Out, view)
 	}

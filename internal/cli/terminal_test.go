@@ -97,6 +97,17 @@ func status(t *testing.T, cmd *exec.Cmd) int {
 	return cmd.ProcessState.ExitCode()
 }
 
+// nowAndThen is f no more often than ten times a second: a terminal holds 4 KiB of what nobody has read yet, and drops the rest.
+func nowAndThen(f func()) func() {
+	var last time.Time
+	return func() {
+		if now := time.Now(); now.Sub(last) > 100*time.Millisecond {
+			last = now
+			f()
+		}
+	}
+}
+
 func TestShellOnARealTerminal(t *testing.T) {
 	a := newTestApp(t)
 	d := startFake(t, a.env)
@@ -113,15 +124,19 @@ func TestShellOnARealTerminal(t *testing.T) {
 	if err := pty.Setsize(keys, &pty.Winsize{Rows: 12, Cols: 34}); err != nil {
 		t.Fatal(err)
 	}
+	look := nowAndThen(func() { keys.WriteString("stty size\n") })
 	waitFor(t, func() bool {
-		keys.WriteString("stty size\n")
+		look()
 		return strings.Contains(screen.String(), "12 34\r\n")
 	})
 	keys.WriteString("echo sleep-$((40+2)); sleep 1000\n")
 	waitFor(t, func() bool { return strings.Contains(screen.String(), "sleep-42") })
-	waitFor(t, func() bool { // Ctrl-C ends the sleep, not banger; what is typed meanwhile may be thrown away
+	interrupt := nowAndThen(func() {
 		keys.Write([]byte{interruptKey})
 		keys.WriteString("echo back-$((40+2))\n")
+	})
+	waitFor(t, func() bool { // Ctrl-C ends the sleep, not banger; what is typed meanwhile may be thrown away
+		interrupt()
 		return strings.Contains(screen.String(), "back-42")
 	})
 	keys.WriteString("exit 6\n")

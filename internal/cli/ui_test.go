@@ -64,7 +64,7 @@ func TestUIOpen(t *testing.T) {
 	}
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.After(10 * time.Second); ; {
+	for deadline := time.After(30 * time.Second); ; {
 		if b, err := os.ReadFile(asked); err == nil {
 			if string(b) != "http://localhost:7777/\n" {
 				t.Errorf("the browser was asked for %q", b)

@@ -112,13 +112,18 @@ func statsFields(st api.VMStats, now time.Time) []field {
 		field{"network", mode},
 		field{"sent", moved(n.SentBytes, n.SentPackets)},
 		field{"received", moved(n.ReceivedBytes, n.ReceivedPackets)},
-		field{"dropped", fmt.Sprintf("%d not valid, %d not taken in time", n.Dropped, n.Overrun)})
-	if n.Mode == "user" {
-		out = append(out,
-			field{"flows", fmt.Sprintf("%d let out, %d refused", n.Flows, n.Refused)},
-			field{"open", fmt.Sprintf("%d TCP, %d UDP", n.OpenTCP, n.OpenUDP)})
-	}
+		field{"dropped", fmt.Sprintf("%s not valid, %d not taken in time", counted(n.Dropped), n.Overrun)},
+		field{"flows", fmt.Sprintf("%s let out, %s refused", counted(n.Flows), counted(n.Refused))},
+		field{"open", fmt.Sprintf("%s TCP, %s UDP", counted(n.OpenTCP), counted(n.OpenUDP))})
 	return out
+}
+
+// counted is a number, "-" for one that is not counted.
+func counted[N uint64 | int](n *N) string {
+	if n == nil {
+		return "-"
+	}
+	return fmt.Sprint(*n)
 }
 
 // seconds is s as a duration; what a guest says of times may be nonsense.

@@ -31,7 +31,10 @@ func (d *fakeDaemon) statsRoutes(handle handleFunc) {
 			st.Guest = &api.GuestStats{UptimeSeconds: 125, Load: [3]float64{0.5, 0.25, 1}, CPUs: 2, BusySeconds: 7.25,
 				MemoryTotalBytes: 2 << 30, MemoryAvailableBytes: 1536 << 20, DiskTotalBytes: 20 << 30, DiskFreeBytes: 19 << 30}
 			st.Network = &api.NetworkStats{Mode: "user", SentBytes: 2048, SentPackets: 3, ReceivedBytes: 1 << 20, ReceivedPackets: 700,
-				Dropped: 1, Overrun: 2, Flows: 9, Refused: 4, OpenTCP: 5, OpenUDP: 6}
+				Overrun: 2, Dropped: new(uint64(1)), Flows: new(uint64(9)), Refused: new(uint64(4)), OpenTCP: new(5), OpenUDP: new(6)}
+		}
+		if vm.Name == "bridged" {
+			st.Guest, st.Network = nil, &api.NetworkStats{Mode: "bridge", SentBytes: 2048, SentPackets: 3, ReceivedBytes: 1024, ReceivedPackets: 7, Overrun: 2}
 		}
 		return http.StatusOK, st, nil
 	})
@@ -40,7 +43,7 @@ func (d *fakeDaemon) statsRoutes(handle handleFunc) {
 func TestVMStats(t *testing.T) {
 	a := newTestApp(t)
 	d := startFake(t, a.env)
-	for _, name := range []string{"web", "silent"} {
+	for _, name := range []string{"web", "silent", "bridged"} {
 		d.add(api.VM{Name: name, State: api.StateRunning})
 	}
 	d.add(api.VM{Name: "idle", State: api.StateStopped})
@@ -62,6 +65,19 @@ dropped: 1 not valid, 2 not taken in time
 flows: 9 let out, 4 refused
 open: 5 TCP, 6 UDP
 `,
+		"bridged": `name: bridged
+id: id-bridged
+guest: does not answer
+host cpu: 12.3s
+host memory: 300MiB
+host disk: 5MiB
+network: bridge
+sent: 2KiB in 3 packets
+received: 1KiB in 7 packets
+dropped: - not valid, 2 not taken in time
+flows: - let out, - refused
+open: - TCP, - UDP
+`,
 		"silent": `name: silent
 id: id-silent
 guest: does not answer
@@ -79,8 +95,11 @@ network: none
 		}
 	}
 	var st api.VMStats
-	if code := a.run("vm", "stats", "web", "-o", "json"); code != 0 || json.Unmarshal(a.out.Bytes(), &st) != nil || st.Network.OpenUDP != 6 || st.Guest.CPUs != 2 {
+	if code := a.run("vm", "stats", "web", "-o", "json"); code != 0 || json.Unmarshal(a.out.Bytes(), &st) != nil || *st.Network.OpenUDP != 6 || st.Guest.CPUs != 2 {
 		t.Errorf("as JSON: status %d, %s", code, a.out.String())
+	}
+	if code := a.run("vm", "stats", "bridged", "-o", "json"); code != 0 || strings.Contains(a.out.String(), "flows") || strings.Contains(a.out.String(), "open_") {
+		t.Errorf("what is not counted is there: status %d, %s", code, a.out.String())
 	}
 	if code := a.run("vm", "stats", "idle"); code != 1 || a.err.String() != "banger: vm \"idle\" is stopped\nhint: start it: banger vm start idle\n" {
 		t.Errorf("one that is stopped: status %d, %s", code, a.err.String())

@@ -71,7 +71,6 @@ type Config struct {
 	DefaultMemory, DefaultDisk string
 
 	path string
-	set  []string // the keys the file sets, in the order of keys()
 }
 
 // CPUs is how many CPUs a VM gets that does not say: default_cpus where it is set, else 2, or 1 under emulation.
@@ -140,7 +139,6 @@ func parse(path string, data []byte, home func() (string, error)) (Config, error
 	known := keys()
 	for _, k := range known {
 		if v, ok := doc[k.name]; ok {
-			r.config.set = append(r.config.set, k.name)
 			if err := k.set(&r, v); err != nil {
 				r.mistake(k.name, "%s: %v", k.name, err)
 			}
@@ -226,18 +224,4 @@ func (c Config) View() map[string]any {
 		out[k.name] = k.get(c)
 	}
 	return out
-}
-
-// Warnings says which keys of the file have no effect yet: one line, or none.
-func (c Config) Warnings() []string {
-	var later []string
-	for _, k := range keys() {
-		if k.later && slices.Contains(c.set, k.name) {
-			later = append(later, k.name)
-		}
-	}
-	if len(later) == 0 {
-		return nil
-	}
-	return []string{fmt.Sprintf("%s: this version of banger does not use %s yet", c.path, strings.Join(later, ", "))}
 }

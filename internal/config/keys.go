@@ -13,10 +13,8 @@ import (
 // key is a top-level key of the file.
 type key struct {
 	name string
-	// later: known and checked, but nothing uses it yet.
-	later bool
-	set   func(r *reader, v any) error
-	get   func(c Config) any
+	set  func(r *reader, v any) error
+	get  func(c Config) any
 }
 
 // keys lists every key, in the order of the documentation. A default is in Default.
@@ -32,7 +30,7 @@ func keys() []key {
 		{name: "cidr", set: setCIDR, get: func(c Config) any { return c.CIDR.String() }},
 		integer("tap_pool_size", 0, 1024, func(c *Config) *int { return &c.TapPoolSize }),
 		{name: "default_dns", set: setDNS, get: viewDNS},
-		later(key{name: "file_sync", set: setFileSync, get: viewFileSync}),
+		{name: "file_sync", set: setFileSync, get: viewFileSync},
 		text("engine", func(c *Config) *string { return &c.Engine }, oneOf("auto", "firecracker", "qemu")),
 		text("jail", func(c *Config) *string { return &c.Jail }, oneOf("auto", "on", "off")),
 		text("network", func(c *Config) *string { return &c.Network }, oneOf(NetworkUser, NetworkBridge)),
@@ -45,11 +43,6 @@ func keys() []key {
 		text("default_memory", func(c *Config) *string { return &c.DefaultMemory }, sizeOf(vmm.MinMemoryMiB<<20)),
 		text("default_disk", func(c *Config) *string { return &c.DefaultDisk }, sizeOf(disk.MinBytes)),
 	}
-}
-
-func later(k key) key {
-	k.later = true
-	return k
 }
 
 func text(name string, field func(*Config) *string, check func(string) error) key {

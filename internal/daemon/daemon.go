@@ -3,7 +3,7 @@
 //
 // daemon.go is the life of the process, supplies.go images and kernels as the
 // services need them, engine.go what runs VMs, agent.go the guest agent's archive, listen.go and lock.go the socket and the
-// lock, web.go the web port, owner.go the processes that --rm VMs live for.
+// lock, web.go the web port, owner.go the processes that --rm VMs live for, build_vm.go the VMs that images are built in.
 package daemon
 
 import (
@@ -27,6 +27,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/buildinfo"
 	"git.thaloco.com/thaloco/banger/internal/config"
 	"git.thaloco.com/thaloco/banger/internal/disk"
+	"git.thaloco.com/thaloco/banger/internal/filesync"
 	"git.thaloco.com/thaloco/banger/internal/operation"
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/sshkeys"
@@ -121,9 +122,6 @@ func (d *Daemon) serve(ctx context.Context) error {
 		return err
 	}
 	d.log.Info("daemon started", "pid", os.Getpid(), "version", buildinfo.Version, "socket", d.cfg.Paths.Socket())
-	for _, w := range d.settings.Warnings() {
-		d.log.Warn("configuration", "warning", w)
-	}
 	return d.serveHTTP(ctx, ln)
 }
 
@@ -152,11 +150,21 @@ func (d *Daemon) wire() error {
 	d.vms = vm.New(vm.Config{Records: d.db, Supplies: sup, Engine: sup.engine, Network: d.network,
 		Defaults: vm.Defaults{Image: d.settings.DefaultImageName, CPUs: d.settings.CPUs,
 			MemoryBytes: defMem, DiskBytes: defDisk},
-		Paths: d.cfg.Paths, Log: d.log, PreviewURL: d.web.url,
+		Paths: d.cfg.Paths, Log: d.log, PreviewURL: d.web.url, FileSync: fileSync(d.settings),
 		Host: vm.Host{CPUs: runtime.NumCPU(), MemoryBytes: mem, Home: d.cfg.Getenv("HOME"), OwnerGone: ownerGone, Now: time.Now,
 			SSHKey: func() (sshkeys.UserKey, error) { return sshkeys.User(d.settings.SSHKeyPath, d.cfg.Paths.SSHKey()) }}})
 	sup.images.vms = d.vms
+	sup.images.files.BuildIn(&buildVMs{vms: d.vms, memory: min(buildMemory, mem)})
 	return nil
+}
+
+// fileSync is what the configuration has every new VM get.
+func fileSync(c config.Config) []filesync.Entry {
+	var out []filesync.Entry
+	for _, f := range c.FileSync {
+		out = append(out, filesync.Entry{Host: f.Host, Guest: f.Guest, Mode: f.Mode})
+	}
+	return out
 }
 
 // hostMemory is the host's memory in bytes, rounded down to whole MiB.

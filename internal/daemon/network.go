@@ -219,7 +219,7 @@ func (n *network) Stats(id string) (api.NetworkStats, bool) {
 	s, ok := n.user.Stats(id)
 	return api.NetworkStats{Mode: config.NetworkUser, Since: s.Since,
 		SentBytes: s.BytesFromGuest, SentPackets: s.FramesFromGuest, ReceivedBytes: s.BytesToGuest, ReceivedPackets: s.FramesToGuest,
-		Dropped: s.Invalid, Overrun: s.Overrun, Flows: s.Flows, Refused: s.Refused, OpenTCP: s.OpenTCP, OpenUDP: s.OpenUDP}, ok
+		Overrun: s.Overrun, Dropped: new(s.Invalid), Flows: new(s.Flows), Refused: new(s.Refused), OpenTCP: new(s.OpenTCP), OpenUDP: new(s.OpenUDP)}, ok
 }
 
 // Close ends the network: the connections to the outside of guests in user mode are reset.

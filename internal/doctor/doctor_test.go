@@ -206,8 +206,7 @@ func TestExamine(t *testing.T) {
 		"kernel to get": {func(o *Observations) { o.KernelHere = false }, "kernel", OK, "not on this host yet", "banger kernel pull generic-6.12"},
 		"kernel gone":   {func(o *Observations) { o.KernelHere, o.KernelKnown = false, false }, "kernel", Fail, "catalog", "banger kernel list"},
 
-		"no mmdebstrap":             {func(o *Observations) { o.BuildErr, o.ImageHere = e("apt install"), false }, "image build", Fail, "broken", "apt install"},
-		"no mmdebstrap, not needed": {func(o *Observations) { o.BuildErr = e("apt install") }, "image build", Warn, "next image", "apt install"},
+		"no mmdebstrap": {func(o *Observations) { o.BuildErr, o.ImageHere = e("apt install"), false }, "image build", Warn, "broken: images are built in a VM", "apt install"},
 		"no scratch": {func(o *Observations) {
 			o.ImageHere = false
 			o.Scratch = []Place{{Path: "/a", NoExec: true}, {Path: "/b", Free: 2<<30 - 1}, {Err: errors.New("no /c")}}

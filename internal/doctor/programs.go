@@ -50,12 +50,14 @@ func (o Observations) kernel() Check {
 	return fail(name, "%q is neither on this host nor in the catalog", o.Kernel).hint("banger kernel list")
 }
 
-// build tells whether an image can be built here, which matters where the default one is not here yet.
+// build tells whether an image can be built on the host itself, which matters where the default one is not here yet.
 func (o Observations) build() Check {
 	const name = "image build"
 	c := ok(name, "mmdebstrap and what it needs are there")
 	if o.BuildErr != nil {
 		c = failErr(name, o.BuildErr)
+		c.Status = Warn
+		c.Detail += ": images are built in a VM, which takes longer"
 	} else if why := o.noScratch(); why != "" {
 		c = fail(name, "no directory to put an image together in, which takes %s: %s", size(scratchSpace), why).
 			hint("make room in /var/tmp")

@@ -48,9 +48,9 @@ func (o *Observations) observeKernel() {
 }
 
 // HostRoutes are the host's IPv4 routes; none where they cannot be read.
-func HostRoutes() []Route { return parseRoutes(text("/proc/net/route")) }
+func HostRoutes() []Route { return parseRoutes(text("/proc/thread-self/net/route")) }
 
-// parseRoutes reads /proc/net/route: IPv4 routes, addresses in hexadecimal as they are in memory of a little-endian host.
+// parseRoutes reads /proc/PID/net/route: IPv4 routes, addresses in hexadecimal as they are in memory of a little-endian host.
 func parseRoutes(s string) []Route {
 	var out []Route
 	for line := range strings.Lines(s) {

@@ -14,17 +14,28 @@ import (
 	"testing"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/hostports/hostportstest"
 )
 
 // at is where a forward listens.
 func at(f api.Forward) netip.AddrPort { return netip.AddrPortFrom(f.HostAddress, f.HostPort) }
+
+// freeForward is one at a port that stays free.
+func freeForward(t *testing.T) api.Forward {
+	t.Helper()
+	port, err := hostportstest.Free()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return api.Forward{Protocol: api.TCP, HostAddress: netip.MustParseAddr("127.0.0.1"), HostPort: port, GuestPort: 1}
+}
 
 // TestMain is also another program of the host, which has a port until its stdin ends.
 func TestMain(m *testing.M) {
 	if os.Getenv("BANGER_TEST_LISTEN") == "" {
 		os.Exit(m.Run())
 	}
-	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	ln, err := net.Listen("tcp4", os.Getenv("BANGER_TEST_LISTEN"))
 	if err != nil {
 		os.Exit(1)
 	}
@@ -44,7 +55,7 @@ func isFree(f api.Forward) bool {
 
 func TestTakenByAnotherProcess(t *testing.T) {
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "BANGER_TEST_LISTEN=1")
+	cmd.Env = append(os.Environ(), "BANGER_TEST_LISTEN="+at(freeForward(t)).String())
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -62,25 +73,22 @@ func TestTakenByAnotherProcess(t *testing.T) {
 	}
 	where := netip.MustParseAddrPort(strings.TrimSpace(line))
 	s := newService(t)
-	free, err := s.Check([]api.Forward{{GuestPort: 1}}, func(api.Forward) bool { return false })
-	if err != nil {
-		t.Fatal(err)
-	}
+	free := freeForward(t)
 	f := api.Forward{HostPort: where.Port(), GuestPort: 80}
 	want := fmt.Sprintf("listen on %s/tcp: the port is used by forward.test (pid %d)", where, cmd.Process.Pid)
-	_, opened := s.Open(VM{ID: "1", Name: "web"}, []api.Forward{free[0], f})
+	_, opened := s.Open(VM{ID: "1", Name: "web"}, []api.Forward{free, f})
 	_, checked := s.Check([]api.Forward{f}, func(api.Forward) bool { return false })
 	for _, err := range []error{opened, checked} {
 		if err == nil || err.Error() != want || api.KindOf(err) != api.KindConflict || api.AsError(err).Hint == "" {
 			t.Errorf("%v, want %s", err, want)
 		}
 	}
-	if !isFree(free[0]) || s.Status("1") != nil {
+	if !isFree(free) || s.Status("1") != nil {
 		t.Errorf("the other forward is held: %v", s.Status("1"))
 	}
 	// A VM that runs has what can be had, and the rest once it is free.
 	told := make(chan string, 10)
-	s.Keep(VM{ID: "1", Name: "web", Dial: dialTo(nil)}, []api.Forward{free[0], {Protocol: "tcp", HostAddress: where.Addr(), HostPort: where.Port(), GuestPort: 80}},
+	s.Keep(VM{ID: "1", Name: "web", Dial: dialTo(nil)}, []api.Forward{free, {Protocol: "tcp", HostAddress: where.Addr(), HostPort: where.Port(), GuestPort: 80}},
 		func(f api.Forward, err error) { told <- fmt.Sprintf("%d %v", f.GuestPort, err) })
 	if got := <-told; got != "80 "+want {
 		t.Errorf("told %q", got)
@@ -121,8 +129,12 @@ func TestAddAndRemove(t *testing.T) {
 	if list, err := s.Open(VM{ID: "1", Name: "web", Dial: dialTo(map[uint16]string{1: listen(t, echo)})}, nil); err != nil || len(list) != 0 {
 		t.Fatalf("%v, %v", list, err)
 	}
-	f, err := s.Add("1", api.Forward{GuestPort: 1})
-	if err != nil || f.HostPort == 0 {
+	if f, err := s.Add("1", api.Forward{GuestPort: 1}); err != nil || f.HostPort == 0 || isFree(f) || !s.Remove("1", f) {
+		t.Fatalf("at any port: %v, %v", f, err)
+	}
+	want := freeForward(t)
+	f, err := s.Add("1", want)
+	if err != nil || f != want {
 		t.Fatalf("%v, %v", f, err)
 	}
 	if _, err := s.Add("1", f); api.KindOf(err) != api.KindConflict || !strings.Contains(err.Error(), "vm web") {
@@ -162,10 +174,7 @@ func TestAddAndRemove(t *testing.T) {
 // A forward that is removed, or whose VM ends, while it waits for its port does not come back.
 func TestRemovedWhileItWaits(t *testing.T) {
 	s := newService(t)
-	list, err := s.Check([]api.Forward{{GuestPort: 1}, {GuestPort: 2}}, func(api.Forward) bool { return false })
-	if err != nil {
-		t.Fatal(err)
-	}
+	list := []api.Forward{freeForward(t), freeForward(t)}
 	var held []net.Listener
 	for _, f := range list {
 		ln, err := net.Listen("tcp4", at(f).String())
@@ -202,7 +211,8 @@ func TestCheckAvoids(t *testing.T) {
 	if err != nil || asked != 7 || list[0].HostPort == 0 || list[1].HostPort == 0 {
 		t.Errorf("asked %d times, %v, %v", asked, list, err)
 	}
-	if list, err = s.Check(list[:1], func(api.Forward) bool { return true }); err != nil || !isFree(list[0]) { // it was asked for
+	want := freeForward(t)
+	if list, err = s.Check([]api.Forward{want}, func(api.Forward) bool { return true }); err != nil || list[0] != want || !isFree(want) { // it was asked for
 		t.Errorf("%v, %v", list, err)
 	}
 	if _, err := s.Check([]api.Forward{{GuestPort: 1}}, func(api.Forward) bool { return true }); err != nil { // better than none

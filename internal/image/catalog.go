@@ -62,8 +62,11 @@ type source struct {
 	Updates  string `toml:"updates"`
 	Security string `toml:"security"`
 	// Packages are installed besides Debian's essential ones, apt, and Docker.
-	Packages []string    `toml:"packages"`
-	Mise     *npmPackage `toml:"mise"`
+	Packages []string `toml:"packages"`
+	// Base is the reference of an image with apt and Debian's keys: what is installed is installed in a VM of it where the host has no
+	// mmdebstrap. Empty: there the image cannot be built.
+	Base string      `toml:"base"`
+	Mise *npmPackage `toml:"mise"`
 	// Docker is where Docker comes from: one of the values of dockerFrom.
 	Docker dockerFrom `toml:"docker"`
 	// DockerMirror is the URL of Docker's own archive for Debian, DockerKey the key that signs it: armored, or the absolute path

@@ -250,6 +250,11 @@ func (s source) checkRecipe() error {
 			return fmt.Errorf("packages: %q is not the name of a package", p)
 		}
 	}
+	if s.Base != "" {
+		if _, reference, err := Canonical(s.Base); err != nil || !reference {
+			return fmt.Errorf("base: expected a reference such as docker.io/library/debian:bookworm-slim, found %q", s.Base)
+		}
+	}
 	if s.Mise != nil && (s.Mise.Package == "" || s.Mise.Version == "" || !strings.HasPrefix(s.Mise.Integrity, "sha512-")) {
 		return errors.New("mise: expected package, version and integrity, the last as in sha512-…")
 	}

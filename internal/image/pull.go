@@ -114,10 +114,14 @@ func (s *Store) pullSource(ctx context.Context, e entry, src source, rep progres
 	case <-ctx.Done():
 		return api.Image{}, context.Cause(ctx)
 	}
-	return s.build(ctx, e.over(api.Image{}, src), rep, func(ctx context.Context, dir, out string) error {
-		b := &debian{store: s, src: src, host: newHost(os.DirFS("/"), s.cfg.Runner, os.Geteuid()), rep: rep}
-		return b.build(ctx, dir, out)
-	})
+	b := &debian{store: s, src: src, host: newHost(os.DirFS("/"), s.cfg.Runner, os.Geteuid()), rep: rep}
+	img := e.over(api.Image{}, src)
+	if why := b.host.check(); b.inVM(why) {
+		noteVM(why, rep)
+		img.Source += ", in a VM of " + src.Base
+		return s.build(ctx, img, rep, func(ctx context.Context, _, out string) error { return b.buildInVM(ctx, img, out) })
+	}
+	return s.build(ctx, img, rep, b.build)
 }
 
 // build is buildAs of an image that is known beforehand.

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -183,21 +184,24 @@ func firstReachable(mirrors []string, try func(mirror string) error) error {
 	return first
 }
 
+// dpkgOptions are dpkg's while an image is built, and those of paths ever after.
+var dpkgOptions = []string{
+	"force-unsafe-io", // a build that a crash breaks off is thrown away
+	"path-exclude=/usr/share/man/*", "path-exclude=/usr/share/info/*", "path-exclude=/usr/share/lintian/*",
+	"path-exclude=/usr/share/locale/*", "path-include=/usr/share/locale/locale.alias",
+	"path-exclude=/usr/share/doc/*", "path-include=/usr/share/doc/*/copyright",
+	"path-exclude=/usr/share/vim/vim*/doc/*", "path-exclude=/usr/share/vim/vim*/lang/*", "path-exclude=/usr/share/vim/vim*/tutor/*",
+	// Large programs that only those need who work on GCC, containerd and Docker themselves: 100 MB, a tenth of the image.
+	"path-exclude=/usr/bin/*lto-dump*", "path-exclude=/usr/bin/dnet", "path-exclude=/usr/sbin/ovrouter", "path-exclude=/usr/bin/ctr",
+	"path-exclude=/usr/bin/containerd-shim", "path-exclude=/usr/bin/containerd-shim-runc-v1",
+}
+
 // argv is the command that writes the root file system as a tar to its stdout; the keyrings are in the directory scratch.
 func (b *debian) argv(a archive, scratch string) []string {
 	argv := []string{"mmdebstrap", "--mode=unshare", "--variant=apt", "--format=tar", "--verbose",
 		"--include=" + strings.Join(b.src.packagesOf(), ","), "--aptopt=Apt::Install-Recommends \"false\"",
 		"--aptopt=Acquire::Retries \"3\"", "--aptopt=Acquire::http::Timeout \"30\""}
-	for _, opt := range []string{
-		"force-unsafe-io", // a build that a crash breaks off is thrown away
-		"path-exclude=/usr/share/man/*", "path-exclude=/usr/share/info/*", "path-exclude=/usr/share/lintian/*",
-		"path-exclude=/usr/share/locale/*", "path-include=/usr/share/locale/locale.alias",
-		"path-exclude=/usr/share/doc/*", "path-include=/usr/share/doc/*/copyright",
-		"path-exclude=/usr/share/vim/vim*/doc/*", "path-exclude=/usr/share/vim/vim*/lang/*", "path-exclude=/usr/share/vim/vim*/tutor/*",
-		// Large programs that only those need who work on GCC, containerd and Docker themselves: 100 MB, a tenth of the image.
-		"path-exclude=/usr/bin/*lto-dump*", "path-exclude=/usr/bin/dnet", "path-exclude=/usr/sbin/ovrouter", "path-exclude=/usr/bin/ctr",
-		"path-exclude=/usr/bin/containerd-shim", "path-exclude=/usr/bin/containerd-shim-runc-v1",
-	} {
+	for _, opt := range dpkgOptions {
 		argv = append(argv, "--dpkgopt="+opt)
 	}
 	if a.docker != nil {
@@ -221,12 +225,20 @@ func writeKeyring(path string, keys openpgp.EntityList) error {
 		return err
 	}
 	defer f.Close()
+	if err := serialize(f, keys); err != nil {
+		return err
+	}
+	return errors.Join(f.Chmod(0o644), f.Close()) // whatever the umask is
+}
+
+// serialize writes keys as apt reads them.
+func serialize(w io.Writer, keys openpgp.EntityList) error {
 	for _, key := range keys {
-		if err := key.Serialize(f); err != nil {
+		if err := key.Serialize(w); err != nil {
 			return fmt.Errorf("write keyring: %w", err)
 		}
 	}
-	return errors.Join(f.Chmod(0o644), f.Close()) // whatever the umask is
+	return nil
 }
 
 // mise writes the program mise as the beginning of a tar to w. What keeps it from being fetched becomes a
@@ -274,13 +286,19 @@ func (b *debian) explain(err error, complaints []string) error {
 	switch {
 	case has("No space left on device"):
 		return out.WithHint("make room in %s", strings.Join(b.store.cfg.ScratchDirs, " or "))
-	case has("Failed to fetch", "Could not resolve", "Could not connect", "Unable to connect", "Connection failed", "Temporary failure"):
+	case unreachableMirror(text), unreachableMirror(exit.Stderr):
 		return out.WithHint("is %s reachable? debian_mirror in config.toml names another mirror", b.store.cfg.Mirrors.Main)
 	case has("newuidmap", "newgidmap", "unshare"):
 		return out.WithHint("user namespaces may be restricted on this host: see sysctl kernel.unprivileged_userns_clone, " +
 			"kernel.apparmor_restrict_unprivileged_userns and user.max_user_namespaces")
 	}
 	return out
+}
+
+// unreachableMirror tells whether apt says of a mirror that it cannot be reached.
+func unreachableMirror(text string) bool {
+	return slices.ContainsFunc([]string{"Failed to fetch", "Could not resolve", "Could not connect", "Unable to connect", "Connection failed", "Temporary failure"},
+		func(words string) bool { return strings.Contains(text, words) })
 }
 
 func lastLine(s string) string {

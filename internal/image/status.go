@@ -27,11 +27,14 @@ type status struct {
 	writing atomic.Bool
 	// complaints are the last lines that say what went wrong.
 	complaints []string
+	// last is the last line that is not empty.
+	last string
 }
 
 const (
 	maxLine       = 4096
 	maxComplaints = 5
+	maxNames      = 1 << 16 // of packages: apt runs in a guest, maybe, which can invent them
 )
 
 func newStatus(rep progress.Reporter) *status {
@@ -88,6 +91,9 @@ func (s *status) Write(p []byte) (int, error) {
 }
 
 func (s *status) read(line string) {
+	if line != "" {
+		s.last = line
+	}
 	if step := stepOf(line); step != "" {
 		s.start(step)
 		return
@@ -102,14 +108,14 @@ func (s *status) read(line string) {
 		s.rep.Bytes(0, s.total)
 		return
 	}
-	if m := getBytes.FindStringSubmatch(line); m != nil && s.fetch {
+	if m := getBytes.FindStringSubmatch(line); m != nil && s.fetch && len(s.sizes) < maxNames {
 		size := parseAptSize(m[2])
 		s.sizes[m[1]] = size
 		s.done += size
 		s.rep.Bytes(min(s.done, s.total), s.total)
 		return
 	}
-	if m := setUp.FindStringSubmatch(line); m != nil && !s.seen[m[1]+m[2]] {
+	if m := setUp.FindStringSubmatch(line); m != nil && !s.seen[m[1]+m[2]] && len(s.seen) < maxNames {
 		s.installing()
 		s.seen[m[1]+m[2]] = true
 		s.done += s.sizes[m[2]] / 2

@@ -64,6 +64,8 @@ type Store struct {
 	deb      *deb.Client
 	catalogs *catalogs
 	bundles  *bundleCache
+	vms      BuildVMs // nil where nothing is built in VMs
+	limit    func(emulated bool) time.Duration
 	oci      *oci.Client
 	pull     chan struct{} // held, of capacity 1, while a recipe runs
 	convert  chan struct{} // held while layers are unpacked
@@ -105,6 +107,7 @@ func New(cfg Config) (*Store, error) {
 		deb:      client,
 		catalogs: newCatalogs(cfg, embedded),
 		bundles:  &bundleCache{dir: filepath.Join(cfg.CacheDir, "bundles"), client: cfg.HTTP, delay: time.Second, idle: idleTimeout},
+		limit:    buildLimit,
 		pull:     make(chan struct{}, 1),
 		convert:  make(chan struct{}, converters),
 	}

@@ -113,6 +113,7 @@ func (p Paths) Lost() string { return filepath.Join(p.State, "lost") }
 // Files in a VM's directory.
 const (
 	VMData       = "data.ext4"
+	VMFirstBoot  = "first-boot.tar" // what the guest is given once; secret
 	VMInitrd     = "initrd"
 	VMSpec       = "spec.json"       // vmm.Spec
 	VMSupervisor = "supervisor.json" // pid, start time, boot id of the supervisor

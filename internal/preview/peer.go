@@ -128,8 +128,17 @@ func ownerOf(local, remote netip.AddrPort) (int, error) {
 	return uid, errTable
 }
 
-// askTables looks for the socket in /proc. A socket of IPv6 that is connected over IPv4 is in its table.
+// askTables looks for the socket in /proc, twice: a table is read in parts, and of sockets that stay one may be left out where others come and
+// go in between. A socket of IPv6 that is connected over IPv4 is in its table.
 func askTables(local, remote netip.AddrPort) (int, error) {
+	uid, err := askTablesOnce(local, remote)
+	if errors.Is(err, errNoSocket) {
+		return askTablesOnce(local, remote)
+	}
+	return uid, err
+}
+
+func askTablesOnce(local, remote netip.AddrPort) (int, error) {
 	if local.Addr().Is4() {
 		if uid, err := askTable("tcp", local, remote); !errors.Is(err, errNoSocket) {
 			return uid, err

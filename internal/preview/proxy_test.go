@@ -531,11 +531,12 @@ func TestManyAtOnce(t *testing.T) {
 		}
 		wg.Wait()
 	})
-	for deadline := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before+2; {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(20 * time.Second); runtime.NumGoroutine() > before+2; <-tick.C {
 		if time.Now().After(deadline) {
 			b := make([]byte, 1<<20)
 			t.Fatalf("%d goroutines, %d before:\n%s", runtime.NumGoroutine(), before, b[:runtime.Stack(b, true)])
 		}
-		runtime.Gosched()
 	}
 }

@@ -25,7 +25,7 @@ func pair(t *testing.T) (a, b *net.UnixConn) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { a.Close(); b.Close() })
-	limit := time.Now().Add(10 * time.Second)
+	limit := time.Now().Add(30 * time.Second)
 	_, _ = a.SetDeadline(limit), b.SetDeadline(limit)
 	return a, b
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -162,7 +163,7 @@ func (s *Service) Create(ctx context.Context, req api.CreateVM, rep progress.Rep
 	if err == nil {
 		return s.VM(ctx, rec.ID)
 	}
-	if ctx.Err() != nil || !s.wasStarted(ctx, rec.ID) {
+	if _, untaken := errors.AsType[*firstBootError](err); ctx.Err() != nil || untaken || !s.wasStarted(ctx, rec.ID) {
 		return api.VM{}, s.removeAfter(ctx, rec.ID, err)
 	}
 	if e := api.AsError(err); e.Hint == "" {
@@ -221,6 +222,9 @@ func (s *Service) make(ctx context.Context, req api.CreateVM, rep progress.Repor
 		return rec, u.run(ctx, fmt.Errorf("create vm %q: %w", rec.Name, diskFull(err, dir)))
 	}
 	if err := disk.Create(ctx, filepath.Join(dir, paths.VMData), rec.DiskBytes); err != nil {
+		return rec, u.run(ctx, fmt.Errorf("create vm %q: %w", rec.Name, diskFull(err, dir)))
+	}
+	if err := s.stage(ctx, rec, rep); err != nil {
 		return rec, u.run(ctx, fmt.Errorf("create vm %q: %w", rec.Name, diskFull(err, dir)))
 	}
 	made, err := s.move(ctx, rec.ID, evMade, "")

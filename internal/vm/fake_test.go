@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"archive/tar"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -53,8 +54,13 @@ type fakeEngine struct {
 	// deaf guests do not power off when asked; stubborn ones do not end by /v1/end either.
 	deaf, stubborn bool
 	starts         int
+	// taken are what guests were given as files: the names and modes in it, or why they take none.
+	taken   []string
+	takeErr *api.Error
 	// dialled is what a dial of wire.PortDial gets; nil for a refusal.
 	dialled func() (net.Conn, error)
+	// reset gets a token whenever a guest resets its connections; nil for guests that cannot.
+	reset chan struct{}
 }
 
 func (e *fakeEngine) String() string {
@@ -197,6 +203,14 @@ func (m *fakeMachine) Dial(_ context.Context, port uint32) (net.Conn, error) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(guestapi.Stats{CPUs: 3, UptimeSeconds: 7, CPU: guestapi.CPUTimes{User: 2, System: 1, Idle: 9}, Disk: guestapi.Disk{TotalBytes: 10, FreeBytes: 4}})
 	})
+	mux.HandleFunc("PUT /v1/files", m.engine.take)
+	mux.HandleFunc("POST /v1/sync", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	if m.engine.reset != nil {
+		mux.HandleFunc("POST /v1/connections/reset", func(w http.ResponseWriter, _ *http.Request) {
+			m.engine.reset <- struct{}{}
+			w.WriteHeader(http.StatusNoContent)
+		})
+	}
 	mux.HandleFunc("POST /v1/end", func(w http.ResponseWriter, _ *http.Request) {
 		if m.engine.stubborn {
 			http.Error(w, "{}", http.StatusInternalServerError)
@@ -207,6 +221,30 @@ func (m *fakeMachine) Dial(_ context.Context, port uint32) (net.Conn, error) {
 	})
 	go func() { _ = http.Serve(&oneConn{c: far, done: make(chan struct{})}, mux) }()
 	return near, nil
+}
+
+// take is a guest that is given files.
+func (e *fakeEngine) take(w http.ResponseWriter, r *http.Request) {
+	var got []string
+	for tr := tar.NewReader(r.Body); ; {
+		h, err := tr.Next()
+		if err != nil {
+			break
+		}
+		b, _ := io.ReadAll(tr)
+		got = append(got, fmt.Sprintf("%s:%s %o %s", r.URL.Query().Get("path"), h.Name, h.Mode, b))
+	}
+	_, _ = io.Copy(io.Discard, r.Body)
+	w.Header().Set("Content-Type", "application/json")
+	if e.takeErr != nil {
+		w.WriteHeader(e.takeErr.Kind.Status())
+		_ = json.NewEncoder(w).Encode(api.ErrorReply{Error: e.takeErr})
+		return
+	}
+	e.mu.Lock()
+	e.taken = append(e.taken, got...)
+	e.mu.Unlock()
+	_ = json.NewEncoder(w).Encode(api.FilesResult{Entries: len(got)})
 }
 
 // oneConn is a listener of a single connection.
@@ -385,6 +423,13 @@ func (f *fakeNetwork) Stats(id string) (api.NetworkStats, bool) {
 	return api.NetworkStats{Mode: "user", SentBytes: 42}, f.lost[id] != nil
 }
 
+// forget detaches all, as the network of a daemon that ends.
+func (f *fakeNetwork) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.lost)
+}
+
 // lose breaks the link of a VM.
 func (f *fakeNetwork) lose(id string) {
 	f.mu.Lock()
@@ -473,7 +518,7 @@ func (w *world) state(name string, want api.VMState) api.VM {
 
 func (w *world) until(name string, ok func(api.VM) bool) api.VM {
 	w.t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(30 * time.Second)
 	for {
 		vm, err := w.svc.VM(w.t.Context(), name)
 		if err == nil && ok(vm) {
@@ -490,7 +535,7 @@ func (w *world) until(name string, ok func(api.VM) bool) api.VM {
 // machine waits until the engine has started a VM.
 func (w *world) machine(vm api.VM) *fakeMachine {
 	w.t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(30 * time.Second)
 	for {
 		w.engine.mu.Lock()
 		m := w.engine.machines[w.paths.VM(vm.ID)]
@@ -509,7 +554,7 @@ func (w *world) machine(vm api.VM) *fakeMachine {
 // gone waits until a VM is not there any more.
 func (w *world) gone(name string) {
 	w.t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(30 * time.Second)
 	for {
 		if _, err := w.svc.VM(w.t.Context(), name); api.KindOf(err) == api.KindNotFound {
 			return

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/hostports/hostportstest"
 	"git.thaloco.com/thaloco/banger/internal/progress"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 )
@@ -37,7 +38,7 @@ func says(t *testing.T, f api.Forward) string {
 		return err.Error()
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
 	b, err := io.ReadAll(conn)
 	if err != nil {
 		return err.Error()
@@ -150,9 +151,19 @@ func TestForwardsAreChecked(t *testing.T) {
 	w.empty()
 }
 
+// freePort stays free until somebody listens on it.
+func freePort(t *testing.T) uint16 {
+	t.Helper()
+	port, err := hostportstest.Free()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
 func TestTakenPortFailsTheStart(t *testing.T) {
 	w := newWorld(t).forwarding()
-	vm := w.create(api.CreateVM{Name: "web", Forwards: []api.Forward{{GuestPort: 1}, {GuestPort: 80}}})
+	vm := w.create(api.CreateVM{Name: "web", Forwards: []api.Forward{{GuestPort: 1}, {HostPort: freePort(t), GuestPort: 80}}})
 	ln, err := net.Listen("tcp4", netip.AddrPortFrom(localhost, vm.Forwards[1].HostPort).String())
 	if err != nil {
 		t.Fatal(err)
@@ -200,7 +211,7 @@ func TestForwardsOfAFailedStart(t *testing.T) {
 // A port that was taken while no daemon ran is said to be, and taken back.
 func TestForwardsComeBack(t *testing.T) {
 	w := newWorld(t).forwarding()
-	vm := w.create(api.CreateVM{Name: "web", Start: true, Forwards: []api.Forward{{GuestPort: 80}}})
+	vm := w.create(api.CreateVM{Name: "web", Start: true, Forwards: []api.Forward{{HostPort: freePort(t), GuestPort: 80}}})
 	f := vm.Forwards[0]
 	w.svc.Close()
 	ln, err := net.Listen("tcp4", netip.AddrPortFrom(localhost, f.HostPort).String())

@@ -7,6 +7,7 @@ import (
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/store"
+	"git.thaloco.com/thaloco/banger/internal/vmm"
 )
 
 // plugWithin is how long the engine may take to hand over a VM's frames; a busy host may fail that, so it is asked
@@ -15,6 +16,8 @@ const (
 	plugWithin = 10 * time.Second
 	plugAgain  = 200 * time.Millisecond
 	plugRarely = time.Minute
+	// resetWithin is how long a guest may take to reset its connections before it is joined all the same.
+	resetWithin = 5 * time.Second
 )
 
 // plug joins a running VM to the network, in the background: nothing of the host depends on it, and the guest's
@@ -35,6 +38,7 @@ func (s *Service) plug(rec store.VM, l *live) {
 func (s *Service) keepPlugged(rec store.VM, l *live) {
 	told := false
 	for wait := plugAgain; ; wait = min(2*wait, plugRarely) {
+		s.resetGuest(rec, l)
 		lost, err := s.join(rec, l)
 		switch {
 		case err == nil:
@@ -110,15 +114,10 @@ func settled(err error) bool {
 
 // join makes one attempt to join a running VM to the network; lost is closed once its frames are.
 func (s *Service) join(rec store.VM, l *live) (lost <-chan struct{}, err error) {
-	ctx, cancel := context.WithTimeout(s.ctx, plugWithin)
+	ctx, cancel := s.whileLive(l)
 	defer cancel()
-	go func() {
-		select {
-		case <-l.ending:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
+	ctx, cancel = context.WithTimeout(ctx, plugWithin)
+	defer cancel()
 	link, err := l.machine.OpenLink(ctx)
 	if err != nil {
 		return nil, err
@@ -129,6 +128,42 @@ func (s *Service) join(rec store.VM, l *live) (lost <-chan struct{}, err error) 
 		return nil, err
 	}
 	return lost, nil
+}
+
+// resetGuest has a guest that ran before this network knew it reset its connections through it: who carried them is gone, and a
+// program that only reads would never learn of it. That must be before it is joined, or connections through this network would be reset
+// as well; so one that is paused is waited for. A guest that does not do it learns with whatever it sends next.
+func (s *Service) resetGuest(rec store.VM, l *live) {
+	if _, attached := s.cfg.Network.Stats(rec.ID); attached {
+		return // its connections go on
+	}
+	ctx, cancel := s.whileLive(l)
+	defer cancel()
+	st, err := l.until(ctx, func(st vmm.Status) bool { return st.Seq > 0 && st.Phase != vmm.PhasePaused })
+	if err != nil || st.Phase != vmm.PhaseRunning || !st.Mark.Reached(api.MarkAgent) {
+		return // one that begins has no connections
+	}
+	ctx, cancel = context.WithTimeout(ctx, resetWithin)
+	defer cancel()
+	switch n, err := s.guest(l).ResetOutside(ctx); {
+	case err != nil:
+		s.cfg.Log.Info("the guest did not reset its connections, which end when it sends something", "vm", rec.Name, "err", err)
+	case n > 0:
+		s.cfg.Log.Info("the guest reset the connections of an earlier daemon", "vm", rec.Name, "count", n)
+	}
+}
+
+// whileLive is a context that ends when the service is closed or the watcher has seen the VM's end.
+func (s *Service) whileLive(l *live) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(s.ctx)
+	go func() {
+		select {
+		case <-l.ending:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
 }
 
 // isEnding reports whether the watcher has seen the VM's end.

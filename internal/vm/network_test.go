@@ -133,6 +133,52 @@ func TestFramesAreLost(t *testing.T) {
 	}
 }
 
+// A new daemon has the guests reset what the one before carried, before they join it: not while they are paused, and not where it
+// carries their connections itself.
+func TestGuestsResetTheirConnections(t *testing.T) {
+	w := newWorld(t)
+	a := w.create(api.CreateVM{Name: "a", Start: true})
+	<-w.network.joined
+	m := w.engine.machines[w.paths.VM(a.ID)]
+	w.engine.reset = make(chan struct{}, 10)
+	w.network.lose(a.ID)
+	<-w.network.joined
+	if n := len(w.engine.reset); n != 0 {
+		t.Errorf("%d resets though its connections go on", n)
+	}
+	w.network.forget()
+	w.restart()
+	if got := <-w.network.joined; got.ID != a.ID || len(w.engine.reset) != 1 {
+		t.Errorf("%+v joined after %d resets", got, len(w.engine.reset))
+	}
+	_ = m.Pause(t.Context())
+	w.network.forget()
+	w.restart()
+	if joined, reset := len(w.network.joined), len(w.engine.reset); joined != 0 || reset != 1 {
+		t.Errorf("paused: %d joined, %d resets", joined, reset)
+	}
+	_ = m.Resume(t.Context())
+	if <-w.network.joined; len(w.engine.reset) != 2 {
+		t.Errorf("%d resets after it went on", len(w.engine.reset))
+	}
+	// One that ends paused is not waited for.
+	_ = m.Pause(t.Context())
+	w.network.forget()
+	w.restart()
+	if err := w.svc.Delete(t.Context(), "a", true); err != nil {
+		t.Fatal(err)
+	}
+	// A guest that cannot do it is joined all the same.
+	w.engine.reset = nil
+	b := w.create(api.CreateVM{Name: "b", Start: true})
+	<-w.network.joined
+	w.network.forget()
+	w.restart()
+	if got := <-w.network.joined; got.ID != b.ID {
+		t.Errorf("%+v joined", got)
+	}
+}
+
 func TestHostPortsOfARequest(t *testing.T) {
 	w := newWorld(t)
 	for want, ports := range map[string][]uint16{"host port 0": {0}, "host port 53": {80, 53}, "twice": {80, 81, 80}, "": {80, 65535}} {

@@ -83,6 +83,7 @@ func (s *Service) reattach(ctx context.Context, rec store.VM) error {
 		// Until its watcher has looked, its agent would not be known to answer, and a client that comes back to
 		// a command in it be sent away.
 		_, err = l.until(ctx, func(st vmm.Status) bool { return st.Seq > 0 })
+		s.tasks.Go(func() { s.giveLater(rec, l) })
 		return err
 	case errors.As(err, &gone):
 		end := gone.End

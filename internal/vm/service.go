@@ -24,6 +24,7 @@ import (
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/disk"
+	"git.thaloco.com/thaloco/banger/internal/filesync"
 	"git.thaloco.com/thaloco/banger/internal/forward"
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/progress"
@@ -42,6 +43,8 @@ type Config struct {
 	Paths    paths.Paths
 	Log      *slog.Logger
 	Host     Host
+	// FileSync is what every new VM gets; may be empty.
+	FileSync []filesync.Entry
 	// PreviewURL is where a browser on the host reaches a TCP port of a VM, empty where it cannot; nil for nowhere.
 	PreviewURL func(vm string, port uint16) string
 }
@@ -89,6 +92,8 @@ type live struct {
 	carries atomic.Bool
 	// tunnels are the connections to the guest's ports.
 	tunnels atomic.Int32
+	// firstBoot is held while the guest is given its files.
+	firstBoot sync.Mutex
 	// ending is closed when the watcher has seen the end, unplugged once the VM joins the network no more, ended when the end is recorded.
 	ending, unplugged, ended chan struct{}
 

@@ -528,7 +528,7 @@ func (w *writes) Write(p []byte) (int, error) {
 
 func (w *writes) want(t *testing.T, text string) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(30 * time.Second)
 	have := ""
 	for have != text {
 		select {

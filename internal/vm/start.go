@@ -272,9 +272,16 @@ func (s *Service) await(ctx context.Context, id string, l *live, want api.Mark, 
 	ctx, cancel := context.WithTimeoutCause(ctx, bootDeadlineTCG*2+readyDeadline,
 		api.Errorf(api.KindGuest, "the guest did not become %s in time", want))
 	defer cancel()
-	told, last := 0, api.MarkNone
+	told, last, given := 0, api.MarkNone, false
 	for st := l.now(); ; {
 		told = note(rep, st, told)
+		if !given && st.Phase != vmm.PhaseEnded && st.Mark.Reached(api.MarkAgent) {
+			if err := s.firstBoot(ctx, id, l, rep); err != nil && l.now().Phase != vmm.PhaseEnded {
+				return err
+			}
+			given, st = true, l.now()
+			continue
+		}
 		switch {
 		case st.Phase == vmm.PhaseEnded:
 			return s.endedEarly(ctx, id, l, want, st)

@@ -414,7 +414,7 @@ func TestControl(t *testing.T) {
 	go func() {
 		_ = serveControl(l, func(v string) error { verbs <- v; return errors.New("not here") })
 	}()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	if err := tellAgent(ctx, name, verbReboot); err == nil || !strings.Contains(err.Error(), "not here") {
 		t.Errorf("tellAgent: %v", err)

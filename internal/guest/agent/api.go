@@ -24,10 +24,11 @@ func (a *agent) handler() http.Handler {
 		GrowDisk: func(_ context.Context, bytes int64) (int64, error) {
 			return growData(a.data, a.dataDev, bytes)
 		},
-		SetIdentity: a.setIdentity,
-		Logs:        a.book.copyTo,
-		Root:        packRoot,
-		Log:         a.log,
+		SetIdentity:  a.setIdentity,
+		ResetOutside: a.resetOutside,
+		Logs:         a.book.copyTo,
+		Root:         packRoot,
+		Log:          a.log,
 	})
 }
 

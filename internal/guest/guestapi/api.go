@@ -85,6 +85,11 @@ type Port struct {
 	Agent bool `json:"agent,omitempty"`
 }
 
+// Reset is how many connections were reset: the answer to POST /v1/connections/reset.
+type Reset struct {
+	Connections int `json:"connections"`
+}
+
 // Verbs of an end.
 const (
 	VerbPoweroff = "poweroff"

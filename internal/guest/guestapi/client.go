@@ -87,6 +87,12 @@ func (c *Client) GrowDisk(ctx context.Context, bytes int64) (int64, error) {
 	return g.Bytes, err
 }
 
+// ResetOutside resets the guest's TCP connections that the host carries, and returns how many it says there were.
+func (c *Client) ResetOutside(ctx context.Context) (int, error) {
+	r, err := call[Reset](ctx, c, "POST", "/v1/connections/reset", nil)
+	return r.Connections, err
+}
+
 // SetIdentity gives the guest an identity.
 func (c *Client) SetIdentity(ctx context.Context, id wire.Identity) error {
 	return c.do(ctx, "PUT", "/v1/identity", id)

@@ -49,13 +49,14 @@ func newGuest(t *testing.T) *guest {
 	t.Helper()
 	g := &guest{procs: process.NewManager(process.Config{}), logs: make(chan string)}
 	cfg := guestapi.Config{
-		Processes:   g.procs,
-		State:       func() guestapi.State { return guestapi.State{Agent: "1.2", Init: "systemd", Mark: api.MarkReady} },
-		Shutdown:    func(_ context.Context, verb string) error { return g.call("shutdown %s", verb) },
-		End:         func(_ context.Context, verb string) error { return g.call("end %s", verb) },
-		Sync:        func(context.Context) error { return g.call("sync") },
-		GrowDisk:    func(_ context.Context, n int64) (int64, error) { return n + 1, g.call("grow %d", n) },
-		SetIdentity: func(_ context.Context, id wire.Identity) error { return g.call("identity %s", id.Hostname) },
+		Processes:    g.procs,
+		State:        func() guestapi.State { return guestapi.State{Agent: "1.2", Init: "systemd", Mark: api.MarkReady} },
+		Shutdown:     func(_ context.Context, verb string) error { return g.call("shutdown %s", verb) },
+		End:          func(_ context.Context, verb string) error { return g.call("end %s", verb) },
+		Sync:         func(context.Context) error { return g.call("sync") },
+		GrowDisk:     func(_ context.Context, n int64) (int64, error) { return n + 1, g.call("grow %d", n) },
+		SetIdentity:  func(_ context.Context, id wire.Identity) error { return g.call("identity %s", id.Hostname) },
+		ResetOutside: func(context.Context) (int, error) { return 7, g.call("reset") },
 		Logs: func(ctx context.Context, w io.Writer, follow bool) error {
 			if err := g.call("logs %v", follow); err != nil {
 				return err
@@ -176,6 +177,12 @@ func TestProcesses(t *testing.T) {
 func TestCallbacks(t *testing.T) {
 	g := newGuest(t)
 	ctx := t.Context()
+	if n, err := g.client.ResetOutside(ctx); err != nil || n != 7 {
+		t.Errorf("%d connections were reset, %v", n, err)
+	}
+	g.mu.Lock()
+	g.calls = nil
+	g.mu.Unlock()
 	n, err := g.client.GrowDisk(ctx, 41)
 	if err := errors.Join(err, g.client.Sync(ctx), g.client.SetIdentity(ctx, wire.Identity{Hostname: "dev"}),
 		g.client.Shutdown(ctx, guestapi.VerbReboot), g.client.End(ctx)); err != nil || n != 42 {
@@ -187,6 +194,9 @@ func TestCallbacks(t *testing.T) {
 	g.mu.Unlock()
 	if diff := cmp.Diff([]string{"grow 41", "sync", "identity dev", "shutdown reboot"}, got[:4]); diff != "" {
 		t.Error(diff)
+	}
+	if n, err := g.client.ResetOutside(ctx); n != 0 || api.KindOf(err) != api.KindConflict {
+		t.Errorf("a reset that fails: %d, %v", n, err)
 	}
 	for _, err := range []error{g.client.Sync(ctx), g.client.Shutdown(ctx, guestapi.VerbHalt)} {
 		var e *api.Error
@@ -208,7 +218,7 @@ func TestUnsupported(t *testing.T) {
 	ctx := t.Context()
 	for what, err := range map[string]error{
 		"shutdown": c.Shutdown(ctx, "halt"), "end": c.End(ctx), "grow": second(c.GrowDisk(ctx, 0)),
-		"identity": c.SetIdentity(ctx, wire.Identity{}), "logs": second(c.Logs(ctx, false)),
+		"identity": c.SetIdentity(ctx, wire.Identity{}), "logs": second(c.Logs(ctx, false)), "reset": second(c.ResetOutside(ctx)),
 	} {
 		if api.KindOf(err) != api.KindUnavailable {
 			t.Errorf("%s: %v", what, err)

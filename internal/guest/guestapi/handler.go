@@ -42,6 +42,8 @@ type Config struct {
 	GrowDisk func(ctx context.Context, bytes int64) (int64, error)
 	// SetIdentity gives the guest an identity.
 	SetIdentity func(ctx context.Context, id wire.Identity) error
+	// ResetOutside ends the guest's TCP connections that the host carried, and returns how many.
+	ResetOutside func(ctx context.Context) (int, error)
 	// Logs writes the agent's log to w, and with follow what comes until ctx ends.
 	Logs func(ctx context.Context, w io.Writer, follow bool) error
 	// Root writes the root file system as a tar stream.
@@ -81,6 +83,7 @@ func Handler(cfg Config) http.Handler {
 		"POST /v1/sync":                      s.sync,
 		"POST /v1/disk/grow":                 s.grow,
 		"PUT /v1/identity":                   s.identity,
+		"POST /v1/connections/reset":         s.resetOutside,
 	} {
 		mux.Handle(pattern, s.route(h))
 	}
@@ -307,4 +310,12 @@ func (s *server) identity(_ http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, unsupported("take an identity")
 	}
 	return nil, s.cfg.SetIdentity(r.Context(), in)
+}
+
+func (s *server) resetOutside(_ http.ResponseWriter, r *http.Request) (any, error) {
+	if s.cfg.ResetOutside == nil {
+		return nil, unsupported("reset its connections")
+	}
+	n, err := s.cfg.ResetOutside(r.Context())
+	return Reset{Connections: n}, err
 }

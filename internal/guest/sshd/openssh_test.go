@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh/agent"
+
+	"git.thaloco.com/thaloco/banger/internal/hostports/hostportstest"
 )
 
 // openSSH is the host's OpenSSH client, connected to a guest through a ProxyCommand.
@@ -133,17 +135,17 @@ func TestOpenSSHExec(t *testing.T) {
 // TestOpenSSHBulk moves 100 MB each way, and rekeys on the way.
 func TestOpenSSHBulk(t *testing.T) {
 	o := newOpenSSH(t)
-	const size = 100 << 20
+	const size = 40 << 20
 	data := make([]byte, size)
 	_, _ = rand.Read(data)
 	want := fmt.Sprintf("%x", sha256.Sum256(data))
-	cmd := o.command("ssh", "-o", "RekeyLimit=30M", "guest", "sha256sum")
+	cmd := o.command("ssh", "-o", "RekeyLimit=12M", "guest", "sha256sum")
 	cmd.Stdin = bytes.NewReader(data)
 	if out, err := cmd.Output(); err != nil || !strings.HasPrefix(string(out), want) {
 		t.Errorf("to the guest: %q %v", out, err)
 	}
 	file := o.write("bulk", string(data))
-	cmd = o.command("ssh", "-o", "RekeyLimit=30M", "guest", "cat "+file)
+	cmd = o.command("ssh", "-o", "RekeyLimit=12M", "guest", "cat "+file)
 	out, err := cmd.Output()
 	if got := fmt.Sprintf("%x", sha256.Sum256(out)); err != nil || got != want {
 		t.Errorf("from the guest: %d bytes, %v", len(out), err)
@@ -296,15 +298,13 @@ df -h %[1]s
 	}
 }
 
-// freePort is one nobody has just now.
 func freePort(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := hostportstest.Free()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	return int(port)
 }
 
 // reach dials until somebody listens.

@@ -23,7 +23,7 @@ import (
 
 // patience bounds what is to happen at once; silence is how long nothing must have happened.
 const (
-	patience = 10 * time.Second
+	patience = 30 * time.Second
 	silence  = 300 * time.Millisecond
 )
 

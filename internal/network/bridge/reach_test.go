@@ -107,6 +107,7 @@ func connect(ns *nettest.NS, to string, within time.Duration) string {
 func TestGateway(t *testing.T) {
 	newHost(t) // or skips
 	in := nettest.NewInternet(t)
+	in.TellAlways(t)
 	cfg := testConfig()
 	setUpIn(t, in.Host, cfg)
 	vm := newGuest(t, in.Host, cfg, 0, 0)

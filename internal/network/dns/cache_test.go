@@ -316,6 +316,7 @@ func TestOneQuestionForAll(t *testing.T) {
 				return records(reply)(network, q)
 			})
 			s, _ := testServer(t, using(up))
+			s.within = time.Hour
 			const askers = 40
 			names := []string{"a.example.", "A.example.", "a.eXample."}
 			got := make(chan *dns.Msg, askers)

@@ -21,11 +21,12 @@
 //
 // The files: dns.go has the Server and what it does with a message, query.go reads
 // and answers one, zone.go knows what is answered here, forward.go asks the
-// others, cache.go keeps what they said, exchange.go is one question to one resolver, resolvconf.go finds them,
+// others, turns.go says who may when, cache.go keeps what they said, exchange.go is one question to one resolver, resolvconf.go finds them,
 // names.go remembers which names a VM has the addresses from.
 package dns
 
 import (
+	"container/list"
 	"context"
 	"log/slog"
 	"net"
@@ -43,6 +44,8 @@ const (
 	maxQuery = 4096
 	// maxPerVM and maxInFlight bound the questions that wait for resolvers, of one VM and of all.
 	maxPerVM, maxInFlight = 64, 512
+	// maxTurns and maxTurnsAll bound those that wait for their turn to be asked: a busy guest is answered later, not refused.
+	maxTurns, maxTurnsAll = 1024, 4096
 )
 
 // Config is what a Server is made of. All fields are required but those with a default.
@@ -75,7 +78,9 @@ type Server struct {
 	mu       sync.Mutex     // guards what follows
 	inFlight map[string]int // questions that wait, by VM; no entry for 0
 	total    int
-	failing  bool // the last question to go outside brought no answer, which was logged
+	turns    list.List      // of *turn: questions that wait to be asked, the first is the oldest
+	waiting  map[string]int // how many turns a VM has; no entry for 0
+	failing  bool           // the last question to go outside brought no answer, which was logged
 }
 
 // New returns a Server.
@@ -97,6 +102,7 @@ func New(cfg Config) *Server {
 		resolvs:  resolvers{fixed: cfg.Upstreams, path: cfg.ResolvConf, now: cfg.Now},
 		within:   answersWithin,
 		inFlight: map[string]int{},
+		waiting:  map[string]int{},
 	}
 }
 
@@ -133,25 +139,4 @@ func (s *Server) refuse(q *query) []byte {
 		return q.fail(dns.RcodeRefused, noCode, "")
 	}
 	return nil
-}
-
-// acquire takes a place for a question that goes outside; release gives it back.
-func (s *Server) acquire(vm string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.total >= maxInFlight || s.inFlight[vm] >= maxPerVM {
-		return false
-	}
-	s.total++
-	s.inFlight[vm]++
-	return true
-}
-
-func (s *Server) release(vm string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.total--
-	if s.inFlight[vm]--; s.inFlight[vm] == 0 {
-		delete(s.inFlight, vm)
-	}
 }

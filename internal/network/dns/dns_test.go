@@ -2,7 +2,6 @@ package dns
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -298,49 +297,6 @@ func TestNamesAreBounded(t *testing.T) {
 	}
 	if got := s.NamesOf("x", addr(maxAddrs+9)); len(got) != 1 {
 		t.Errorf("the latest has %v", got)
-	}
-}
-
-func TestInFlightIsBounded(t *testing.T) {
-	dialled, free := make(chan struct{}), make(chan struct{})
-	s, _ := testServer(t, func(c *Config) {
-		c.Upstreams = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:53")}
-		c.Dial = blockDial(dialled, free)
-	})
-	msg := question(t, "example.com.", "A")
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	answers := make(chan []byte)
-	ask := func(vm string, n int) {
-		for i := range n { // questions that differ, or they would be one
-			own := question(t, fmt.Sprintf("%d.%s.example.com.", i, vm), "A")
-			go func() { answers <- s.Answer(ctx, vm, true, own) }()
-			<-dialled
-		}
-	}
-	over := func(vm string) bool {
-		m := parse(t, s.Answer(ctx, vm, true, msg))
-		return m.Rcode == dns.RcodeServerFailure
-	}
-	ask("a", maxPerVM)
-	if !over("a") {
-		t.Error("one VM may have more than its share")
-	}
-	for i := range maxInFlight/maxPerVM - 1 {
-		ask(fmt.Sprint(i), maxPerVM)
-	}
-	if !over("b") {
-		t.Error("there is no bound on all")
-	}
-	if m := parse(t, s.Answer(ctx, "a", true, question(t, "web.vm.", "A"))); len(m.Answer) != 1 {
-		t.Errorf("VMs are not answered: %s", m)
-	}
-	close(free)
-	for range maxInFlight {
-		<-answers
-	}
-	if len(s.inFlight) != 0 || s.total != 0 {
-		t.Errorf("%d VMs and %d questions are left", len(s.inFlight), s.total)
 	}
 }
 

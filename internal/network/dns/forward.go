@@ -21,7 +21,7 @@ func (s *Server) forward(ctx context.Context, vm string, q *query) []byte {
 			return q.deliver(a.to(q, now))
 		}
 	}
-	if !s.acquire(vm) {
+	if !s.acquire(ctx, vm) {
 		return q.fail(dns.RcodeServerFailure, dns.ExtendedErrorCodeOther, "too many questions wait for an answer")
 	}
 	defer s.release(vm)

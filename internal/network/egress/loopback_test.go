@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"syscall"
 	"testing"
+
+	"git.thaloco.com/thaloco/banger/internal/hostports/hostportstest"
 )
 
 // TestDialHost reaches what listens on the host's loopback, on IPv4's first.
@@ -43,12 +45,10 @@ func TestDialHost(t *testing.T) {
 			}
 		})
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := hostportstest.Free()
 	if err != nil {
 		t.Fatal(err)
 	}
-	port := netip.MustParseAddrPort(l.Addr().String()).Port()
-	_ = l.Close()
 	if c, err := p.DialHostTCP(t.Context(), port); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("where nobody listens: %v, %v", c, err)
 	}

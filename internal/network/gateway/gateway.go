@@ -39,7 +39,7 @@ type Config struct {
 
 // Limits, of one address and of all together.
 const (
-	maxQuestions, maxQuestionsAll     = 64, 512
+	maxQuestions, maxQuestionsAll     = 1088, 4608 // most of which may wait for their turn (dns.Server)
 	maxDNSConns, maxDNSConnsAll       = 16, 256
 	maxConnections, maxConnectionsAll = 1024, 4096
 )

@@ -84,6 +84,15 @@ func NewInternet(t testing.TB) *Internet {
 	return in
 }
 
+// TellAlways has the host refuse every datagram in words. Of its own accord it sends six ICMP errors to one address at once, and then
+// one in a second, and fifty to all (net.ipv4.icmp_ratelimit, icmp_msgs_burst).
+func (in *Internet) TellAlways(t testing.TB) {
+	t.Helper()
+	in.Host.Do(t, func() error {
+		return os.WriteFile("/proc/sys/net/ipv4/icmp_ratemask", []byte("0"), 0o644)
+	})
+}
+
 // AllowPing lets every group of the host send ICMP echo requests through ping sockets, which is up to the host's
 // administrator otherwise.
 func (in *Internet) AllowPing(t testing.TB) {

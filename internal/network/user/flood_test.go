@@ -73,7 +73,7 @@ func floodFragment(i int) []byte {
 // TestAnyFlood: whatever a guest sends without end, and however little it reads, it costs the daemon a bounded amount of memory, and
 // another guest's connection works meanwhile.
 func TestAnyFlood(t *testing.T) {
-	const frames, bytes, limit = 10_000, 250 << 20, 96 << 20
+	const frames, bytes, limit = 10_000, 160 << 20, 96 << 20
 	for what, frame := range floods {
 		t.Run(what, func(t *testing.T) {
 			o := &outside{tcp: map[uint16]string{80: serveTCP(t, echoTCP)}, udp: map[uint16]string{80: serveUDP(t)}, hang: make(chan struct{})}

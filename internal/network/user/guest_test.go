@@ -379,9 +379,14 @@ func serveUDP(t testing.TB) string {
 // eventually polls until ok says so.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
+	eventuallyIn(t, 20*time.Second, what, ok)
+}
+
+func eventuallyIn(t testing.TB, d time.Duration, what string, ok func() bool) {
+	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(d)
 	for !ok() {
 		select {
 		case <-tick.C:

@@ -15,8 +15,9 @@
 // ARP, echo and DNS, and is the host to whom it may be.
 //
 // A port outlives its link: whoever carried the frames may break, and the guest's connections are still there when another
-// takes its place. They are reset when the VM ends, or nobody comes for a while. Nothing survives the daemon: a segment of
-// a connection that the stack does not know is answered with a reset.
+// takes its place. They are reset when the VM ends, or nobody comes for a while. Nothing survives the daemon: one that stops
+// resets the guests' connections, and a segment of a connection that the stack does not know is answered with a reset. What a
+// guest that only receives is told after a daemon that was killed is not this package's.
 //
 // network.go is the set of VMs, port.go one VM's end, plug.go its link, switch.go where a frame goes, queue.go the frames that wait for a
 // guest, stack.go the stack, packet.go what is built by hand; tcp.go and relay.go, udp.go, icmp.go, dns.go and host.go forward.
@@ -75,7 +76,7 @@ const (
 	maxHalfOpen = 1024
 	maxUDP      = 1024
 	maxPing     = 64
-	maxDNS      = 64 // questions being answered
+	maxDNS      = 1088 // questions being answered, most of which may wait for their turn (dns.Server)
 	maxDNSConns = 16
 )
 
@@ -225,9 +226,11 @@ func (n *Network) Close() {
 		ports = append(ports, p)
 	}
 	n.mu.Unlock()
+	var closing sync.WaitGroup
 	for _, p := range ports {
-		p.Close()
+		closing.Go(p.Close)
 	}
+	closing.Wait()
 	n.stack.close()
 }
 

@@ -9,10 +9,13 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"git.thaloco.com/thaloco/banger/internal/hostports/hostportstest"
 )
 
 // TestConnectionsSurviveANewLink breaks the link of a guest again and again while it sends and receives.
@@ -153,7 +156,8 @@ func TestEndsResetAtOnce(t *testing.T) {
 	}
 }
 
-// TestAfterADaemonRestart: a guest learns with its next segment that its connections are gone, to whomever they were.
+// TestAfterADaemonRestart: a guest whose daemon was killed learns with its next segment that its connections are gone, to whomever
+// they were.
 func TestAfterADaemonRestart(t *testing.T) {
 	o := &outside{tcp: map[uint16]string{80: serveTCP(t, echoTCP)}, policy: realPolicy(t)}
 	before := newNetwork(t, o)
@@ -169,6 +173,9 @@ func TestAfterADaemonRestart(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	lost := g.port.Lost()
+	_ = g.link.Close() // what goes with the process reaches no guest
+	<-lost
 	before.Close()
 	after := newNetwork(t, o)
 	g.plugIn(t, after)
@@ -192,6 +199,61 @@ func TestAfterADaemonRestart(t *testing.T) {
 				t.Errorf("%s to %s is answered by %s with sequence number %d", flags, to, got.Flags(), got.SequenceNumber())
 			}
 		}
+	}
+}
+
+// TestGuestThatOnlyReceives: whatever takes its port, a guest that sends nothing is told that its connections are gone.
+func TestGuestThatOnlyReceives(t *testing.T) {
+	for what, end := range map[string]func(*Network){
+		"detached":       func(n *Network) { n.Detach("id-1") },
+		"network closed": (*Network).Close,
+	} {
+		t.Run(what, func(t *testing.T) {
+			n := newNetwork(t, &outside{tcp: map[uint16]string{80: serveTCP(t, greet)}})
+			g, _ := linuxGuest(t, n, 1)
+			var conns []net.Conn
+			for range 20 {
+				c := mustDialIn(t, g, "tcp", netip.MustParseAddrPort("203.0.113.5:80"))
+				if _, err := io.ReadFull(c, make([]byte, 5)); err != nil {
+					t.Fatal(err)
+				}
+				conns = append(conns, c)
+			}
+			end(n)
+			for _, c := range conns {
+				if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+					t.Errorf("the guest reads %v, want a reset", err)
+				}
+			}
+		})
+	}
+}
+
+// greet says hello, and nothing more until the other side ends.
+func greet(c *net.TCPConn) {
+	_, _ = io.WriteString(c, "hello")
+	_, _ = io.Copy(io.Discard, c)
+	_ = c.Close()
+}
+
+// TestFarewellIsBounded: a guest that does not take its frames holds nobody up.
+func TestFarewellIsBounded(t *testing.T) {
+	n := newNetwork(t, &outside{})
+	a, _ := attach(t, n, 1)
+	deaf, err := n.Attach(testVM(2), &memLink{toGuest: make(chan []byte), fromGuest: make(chan []byte), done: make(chan struct{})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.inject(t, ipFrame(mac(2), mac(1), testVM(1).Addr, testVM(2).Addr, 17, udpTo(1, 2, make([]byte, 60000))))
+	eventually(t, "a frame waits", func() bool {
+		deaf.out.mu.Lock()
+		defer deaf.out.mu.Unlock()
+		return deaf.out.bytes > 0
+	})
+	start := time.Now()
+	n.Close()
+	if took := time.Since(start); took < farewell || took > 10*time.Second {
+		t.Errorf("closed after %s", took)
 	}
 }
 
@@ -279,10 +341,9 @@ func TestHostPorts(t *testing.T) {
 // closedPort is one that nobody listens on.
 func closedPort(t *testing.T) uint16 {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := hostportstest.Free()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return netip.MustParseAddrPort(l.Addr().String()).Port()
+	return port
 }

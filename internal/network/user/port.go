@@ -71,10 +71,13 @@ func newPort(n *Network, vm VM) *Port {
 // Done is closed once the VM is detached: Close was called, or its link ended and no other came in time.
 func (p *Port) Done() <-chan struct{} { return p.done }
 
-// Close detaches the VM, resets its connections and closes its link. It may be called twice.
+// farewell is how long a guest may take to be sent the resets of its connections when its port is closed.
+const farewell = 100 * time.Millisecond
+
+// Close detaches the VM, resets its connections and closes its link. A guest that only receives would not learn of their end by
+// itself: the resets reach it before its link goes, if it takes them at once. It may be called twice.
 func (p *Port) Close() {
 	p.ended.Do(func() {
-		p.net.remove(p)
 		p.cancel()
 		p.mu.Lock()
 		p.closed = true
@@ -84,15 +87,17 @@ func (p *Port) Close() {
 			p.expiry.Stop()
 		}
 		p.mu.Unlock()
-		if l != nil {
-			l.close()
-		}
-		p.out.close()
 		for f := range flows {
 			f.abort()
 		}
+		p.net.remove(p)
 		p.udp.close()
 		p.ping.close()
+		if l != nil {
+			p.out.settle(l.ended, farewell)
+			l.close()
+		}
+		p.out.close()
 		close(p.done)
 	})
 	<-p.done

@@ -2,6 +2,7 @@ package user
 
 import (
 	"sync"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
@@ -50,6 +51,7 @@ type queue struct {
 	frames []outFrame    // guarded by mu
 	bytes  int           // guarded by mu
 	closed bool          // guarded by mu
+	empty  chan struct{} // guarded by mu: closed once nothing waits; nil where nobody asks
 	wake   chan struct{} // holds one token where frames or closed changed
 }
 
@@ -112,7 +114,30 @@ func (q *queue) take(spare []outFrame, stop <-chan struct{}) []outFrame {
 func (q *queue) done(size int) {
 	q.mu.Lock()
 	q.bytes -= size + frameOverhead
+	if q.bytes == 0 && q.empty != nil {
+		close(q.empty)
+		q.empty = nil
+	}
 	q.mu.Unlock()
+}
+
+// settle waits until all that waits has been written, or stop is closed, for at most d. One at a time may call it.
+func (q *queue) settle(stop <-chan struct{}, d time.Duration) {
+	q.mu.Lock()
+	if q.bytes == 0 || q.closed {
+		q.mu.Unlock()
+		return
+	}
+	empty := make(chan struct{})
+	q.empty = empty
+	q.mu.Unlock()
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-empty:
+	case <-stop:
+	case <-timer.C:
+	}
 }
 
 // close drops what waits and ends take.

@@ -167,7 +167,7 @@ func TestTCP(t *testing.T) {
 
 func TestTCPRefused(t *testing.T) {
 	g := newGuest(t, newNetwork(t, &outside{}), 1)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	_, err := g.dial(ctx, "203.0.113.5:81")
 	if err == nil || ctx.Err() != nil {
@@ -185,7 +185,7 @@ func TestUDP(t *testing.T) {
 		if _, err := c.Write(msg); err != nil {
 			t.Fatal(err)
 		}
-		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
 		buf := make([]byte, 1<<16)
 		n, err := c.Read(buf)
 		if err != nil {
@@ -222,7 +222,7 @@ func TestDNS(t *testing.T) {
 		t.Fatal(err)
 	}
 	buf := make([]byte, 100)
-	_ = u.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = u.SetReadDeadline(time.Now().Add(30 * time.Second))
 	size, err := u.Read(buf)
 	if err != nil || string(buf[:size]) != "udp id-1 q" {
 		t.Fatalf("got %q, %v", buf[:size], err)
@@ -248,7 +248,7 @@ func TestGuestToGuest(t *testing.T) {
 	if _, err := c.Write([]byte("x")); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	// nobody listens there: that guest's own stack says so
 	if _, err := a.dial(ctx, netip.AddrPortFrom(b.vm.Addr, 80).String()); err == nil || ctx.Err() != nil {

@@ -60,7 +60,7 @@ func (c *carried) end(t testing.TB) error {
 	select {
 	case err := <-c.ended:
 		return err
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("Carry has not ended")
 		return nil
 	}

@@ -56,6 +56,9 @@ type boot struct {
 	once    sync.Once
 	verb    chan string // of the first ending
 	bad     chan string // why the agent is no agent of ours
+
+	halted chan struct{} // the kernel's last words were on the console
+	silent chan struct{} // closed when the guest is so since
 }
 
 // outcome is how a boot ended.
@@ -96,6 +99,8 @@ func (b *boot) run(ctx context.Context) outcome {
 	defer cancel()
 	if b.port != nil {
 		channelEnded.Go(func() { b.channel(ctx) })
+	} else {
+		channelEnded.Go(func() { b.awaitHalt(ctx) })
 	}
 	cause := b.watch()
 	b.vmm.Kill()
@@ -192,7 +197,11 @@ func transport(engine string) string {
 // openOutput makes the pipes for what the VMM writes.
 func (b *boot) openOutput() (err error) {
 	b.stderr = &lastLine{also: b.s.vmmLog}
-	if b.consolePipe, err = newOutputPipe(b.s.consoleLog); err != nil {
+	console := io.Writer(b.s.consoleLog)
+	if b.s.spec.Engine == vmm.EngineFirecracker {
+		console = &haltWatch{to: console, halted: b.halted}
+	}
+	if b.consolePipe, err = newOutputPipe(console); err != nil {
 		return err
 	}
 	if b.stderrPipe, err = newOutputPipe(b.stderr); err != nil {
@@ -270,6 +279,9 @@ func (b *boot) watch() func() outcome {
 		case <-grace:
 			s.log.Info("the vmm did not end by itself and is killed", "verb", verb)
 			return is(announced(verb))
+		case <-b.silent:
+			s.log.Info("the guest has halted and its vmm is killed")
+			return is(ended(vmm.EndHalt, ""))
 		case detail := <-b.bad:
 			return is(ended(vmm.EndBadAgent, "%s", detail))
 		}

@@ -77,7 +77,7 @@ func TestFirecrackerRequestFails(t *testing.T) {
 			"dies":   {knobs: fakefc.Knobs{DieAt: map[string]int{q.moment: 148}}, says: "system call that its filter forbids", dies: "system call that its filter forbids"},
 			"killed": {knobs: fakefc.Knobs{SignalAt: map[string]int{q.moment: int(unix.SIGSEGV)}}, says: "ended by signal segmentation fault", dies: "signal segmentation fault"},
 			"faults": {knobs: fakefc.Knobs{FaultAt: map[string]string{q.moment: "No space left on device (os error 28)"}}, says: asked + ": No space left on device", hint: "make room"},
-			"hangs":  {knobs: fakefc.Knobs{HangAt: []string{q.moment}}, says: asked + ": no answer within 300ms", hint: "banger vm kill dev"},
+			"hangs":  {knobs: fakefc.Knobs{HangAt: []string{q.moment}}, says: asked + ": no answer within 2s", hint: "banger vm kill dev"},
 			"lies":   {knobs: fakefc.Knobs{LieAt: []string{q.moment}}, says: q.lie},
 		} {
 			t.Run(name+" "+how, func(t *testing.T) {
@@ -119,7 +119,7 @@ func TestFirecrackerRequestFails(t *testing.T) {
 // impatience are the supervisor's arguments where Firecracker hangs.
 func impatience(how string) []string {
 	if how == "hangs" {
-		return []string{"--request-timeout", "300ms"}
+		return []string{"--request-timeout", "2s"}
 	}
 	return nil
 }
@@ -200,7 +200,7 @@ func TestFirecrackerRestoreFails(t *testing.T) {
 		"dies":         {knobs: fakefc.Knobs{DieAt: map[string]int{load: 148}}, says: "start firecracker: exit status 148"},
 		"killed":       {knobs: fakefc.Knobs{SignalAt: map[string]int{load: int(unix.SIGSEGV)}}, says: "signal segmentation fault"},
 		"faults":       {knobs: fakefc.Knobs{FaultAt: map[string]string{load: "Invalid data version: 9.9.9"}}, says: load + ": Invalid data version", hint: "without it"},
-		"hangs":        {knobs: fakefc.Knobs{HangAt: []string{load}}, says: load + ": no answer within 300ms"},
+		"hangs":        {knobs: fakefc.Knobs{HangAt: []string{load}}, says: load + ": no answer within 2s"},
 		"lies":         {knobs: fakefc.Knobs{LieAt: []string{load}}, says: `it is in state "Not started"`},
 		"no kvm":       {knobs: fakefc.Knobs{KVM: fakefc.KVMPermission}, says: "Permission denied", hint: "usermod"},
 		"not whole":    {info: "-", says: "holds no whole snapshot", alive: true},
@@ -327,8 +327,11 @@ func TestFirecrackerBadGuests(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			dir, spec := newFCVM(t, c.knobs)
-			if c.knobs.NeverCall > 0 {
+			switch name {
+			case "never calls":
 				spec.BootDeadline = 700 * time.Millisecond
+			case "calls second": // within as much
+				spec.BootDeadline = 5 * time.Second
 			}
 			r, err := tryFC(t, dir, spec)
 			if c.cause == vmm.EndBadAgent && err != nil && strings.Contains(err.Error(), c.says) {
@@ -510,7 +513,7 @@ func (r *run) callNet(t *testing.T, say string) net.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
 	_, _ = conn.Write([]byte(say)) // it may have hung up already
 	return conn
 }

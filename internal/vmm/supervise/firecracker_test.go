@@ -109,7 +109,7 @@ func nothingLeft(t *testing.T, dir string, also ...string) {
 	// What was killed goes, but not at once.
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.After(10 * time.Second); ; {
+	for deadline := time.After(30 * time.Second); ; {
 		left := processesIn(dir)
 		if len(left) == 0 {
 			return

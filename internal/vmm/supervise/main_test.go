@@ -2,9 +2,13 @@ package supervise
 
 import (
 	"context"
+	"flag"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"testing"
 	"time"
 
@@ -29,6 +33,11 @@ func TestMain(m *testing.M) {
 			}
 			os.Exit(fakefc.Main(os.Args[1:]))
 		}
+	}
+	// They wait more than they work; -parallel says otherwise.
+	if err := flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0))); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
 	os.Exit(m.Run())
 }

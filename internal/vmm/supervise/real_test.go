@@ -2,6 +2,7 @@ package supervise
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -56,6 +57,7 @@ func TestRealFirecracker(t *testing.T) {
 	newSpec := realVM(t)
 	vmmtest.Run(t, func(t *testing.T) vmmtest.Fixture {
 		dir := t.TempDir()
+		keepLogs(t, dir)
 		spec := newSpec(t, dir)
 		spec.Engine, spec.Binary, spec.Accel, spec.Unconfined = vmm.EngineFirecracker, binary, vmm.AccelKVM, os.Getenv("BANGER_TEST_UNCONFINED") != ""
 		if spec.Unconfined {
@@ -67,6 +69,30 @@ func TestRealFirecracker(t *testing.T) {
 			Engine: newEngine(t), Again: newEngine(t), Dir: dir, Spec: spec, Patience: 2 * time.Minute,
 			Panic: strings.Fields(os.Getenv("BANGER_TEST_PANIC")), NetDevice: wire.DeviceTAP,
 			NoSnapshots: spec.Unconfined,
+		}
+	})
+}
+
+// keepLogs copies the logs of the VM in dir, when the test is over, to where BANGER_TEST_LOGS says.
+func keepLogs(t *testing.T, dir string) {
+	t.Helper()
+	to := os.Getenv("BANGER_TEST_LOGS")
+	if to == "" {
+		return
+	}
+	to = filepath.Join(to, strings.ReplaceAll(t.Name(), "/", "-"))
+	t.Cleanup(func() {
+		err := os.MkdirAll(to, 0o755)
+		found, _ := filepath.Glob(filepath.Join(dir, "*.log*"))
+		for _, f := range found {
+			if st, serr := os.Lstat(f); serr != nil || !st.Mode().IsRegular() { // the named pipe of Firecracker's own is one
+				continue
+			}
+			b, rerr := os.ReadFile(f)
+			err = errors.Join(err, rerr, os.WriteFile(filepath.Join(to, filepath.Base(f)), b, 0o644))
+		}
+		if err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -335,7 +335,8 @@ func (s *supervisor) runVM(ctx context.Context) outcome {
 	quick := 0                // reboots in a row that came soon after their start
 	for {
 		began := time.Now()
-		b := &boot{s: s, restore: restore, up: make(chan struct{}), down: make(chan struct{}), welcome: make(chan struct{}), verb: make(chan string, 1), bad: make(chan string, 1)}
+		b := &boot{s: s, restore: restore, up: make(chan struct{}), down: make(chan struct{}), welcome: make(chan struct{}),
+			verb: make(chan string, 1), bad: make(chan string, 1), halted: make(chan struct{}, 1), silent: make(chan struct{})}
 		out := b.run(ctx)
 		restore = ""
 		switch {

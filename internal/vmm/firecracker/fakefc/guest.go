@@ -98,7 +98,7 @@ func (m *machine) boot(finish func(status int)) (err error) {
 	}
 	m.guest, err = fakeguest.New(fakeguest.Config{
 		Dir: "fakeguest", Identity: m.state.Boot.Identity, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
-		OnVerb: m.verb, Verbs: []string{"crash", "diskfull"}, SFTP: []string{"/proc/self/exe", sftpArg},
+		OnVerb: m.verb, Verbs: []string{"crash", "diskfull", "halted", "says-halted"}, SFTP: []string{"/proc/self/exe", sftpArg},
 	})
 	if err != nil {
 		return err
@@ -336,6 +336,12 @@ func (m *machine) verb(verb string) {
 		dieBySignal(sigAbort)
 	case "diskfull":
 		m.log.errorf(`Failed to execute Out virtio block request: FileEngine(Sync(Transfer(IOError(Os { code: 28, kind: StorageFull, message: "No space left on device" }))))`)
+		return
+	case "halted", "says-halted":
+		fmt.Fprint(m.console, "login: [   12.345678] reboot: System halted\r\n")
+		if verb == "halted" {
+			m.gate.stop() // for good
+		}
 		return
 	case fakeguest.VerbPanic:
 		if m.hasKey("panic") { // else it hangs for ever

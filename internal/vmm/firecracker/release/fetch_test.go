@@ -399,7 +399,7 @@ func TestFetchStalls(t *testing.T) {
 		<-r.Context().Done()
 	})
 	cfg := s.config(t.TempDir(), data)
-	cfg.Idle = 50 * time.Millisecond
+	cfg.Idle = 500 * time.Millisecond
 	if _, err := Fetch(t.Context(), cfg, progress.Discard); err != nil || s.asked.Load() < 2 {
 		t.Errorf("%v after %d requests", err, s.asked.Load())
 	}
