@@ -197,7 +197,8 @@ func (s *Store) fromTar(ctx context.Context, r io.Reader, out string, img api.Im
 	if err != nil {
 		return err
 	}
-	return ext4.FromTar(ctx, &counted{r: r, rep: rep}, out, ext4.Options{Label: rootfsLabel, Seed: seed, MaxBytes: rootfsMax, Check: check.entry})
+	err = ext4.FromTar(ctx, &counted{r: r, rep: rep}, out, ext4.Options{Label: rootfsLabel, Seed: seed, MaxBytes: rootfsMax, Check: check.entry})
+	return cmp.Or(errors.Unwrap(err), err) // it names a file that nobody will see
 }
 
 // counted reports how much was read of a stream whose length nobody knows.

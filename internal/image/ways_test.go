@@ -183,7 +183,11 @@ func TestPullReferenceFails(t *testing.T) {
 	host := strings.TrimPrefix(srv.URL, "http://")
 	push(t, host+"/org/tool:1.0", v1.Config{}, tarOf(t, file{"a", "a"}))
 	push(t, host+"/org/evil:1", v1.Config{}, tarOf(t, file{"../a", "a"}))
+	push(t, host+"/org/long:1", v1.Config{}, tarOf(t, file{strings.Repeat("x", 300), "a"}))
 	s := newStore(t)
+	if _, err := s.PullReference(t.Context(), host+"/org/long:1", ReferenceOptions{}, progress.Discard); err == nil || strings.Contains(err.Error(), tmpPrefix) {
+		t.Errorf("a name that no file system has: %v", err)
+	}
 	for ref, want := range map[string]struct {
 		kind api.ErrorKind
 		text string
