@@ -216,7 +216,7 @@ func TestImagesOfRegistries(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		push(t, at+"/scratch", v1.Config{Entrypoint: []string{"/program", "echo"}, Cmd: []string{"what", "it runs"}}, layerOf(t, map[string]string{"program": string(program)}))
+		push(t, at+"/scratch", v1.Config{Entrypoint: []string{"/busybox", "echo"}, Cmd: []string{"what", "it runs"}}, layerOf(t, map[string]string{"busybox": string(program)}))
 		if r := h.run("vm", "run", "--rm", "--image", at+"/scratch"); r.code != 0 || r.stdout != "what it runs\n" {
 			t.Errorf("exit status %d, stdout %q, stderr %q", r.code, r.stdout, r.stderr)
 		}
