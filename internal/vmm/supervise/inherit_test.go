@@ -25,7 +25,12 @@ func TestFirecrackerInheritsNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer syscall.Close(fd)
-	r := startFC(t, fakefc.Knobs{}, func(s *vmm.Spec) { s.Unconfined = false })
+	dir, spec := newFCVM(t, fakefc.Knobs{})
+	if err := (fakefc.Knobs{}).Write(dir); err != nil { // confined, it reads no document of Firecracker's API
+		t.Fatal(err)
+	}
+	spec.Unconfined = false
+	r := launchFC(t, dir, spec)
 	st := r.awaitFull(t)
 	if st.Phase != vmm.PhaseRunning {
 		t.Fatalf("the status is %+v", st)

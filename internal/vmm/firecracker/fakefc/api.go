@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 )
 
 // States, as GET / gives them.
@@ -219,6 +220,9 @@ func (f *fake) putDrive(rest []string, text []byte) error {
 	return preBoot(f, text, "Drive config error", f.res.setDrive)
 }
 
+// guestReacts is how long a guest takes to do something about its keyboard.
+const guestReacts = 50 * time.Millisecond
+
 // action is the body of PUT /actions.
 type action struct {
 	Type string `json:"action_type" fc:"required" enum:"FlushMetrics|InstanceStart|SendCtrlAltDel"`
@@ -239,7 +243,7 @@ func (f *fake) putAction(text []byte) error {
 	case f.state == stateNotStarted:
 		return errPreBoot
 	case a.Type == "SendCtrlAltDel":
-		f.guest.ctrlAltDel()
+		time.AfterFunc(guestReacts, f.guest.ctrlAltDel) // the answer comes first, as with a guest that runs programs for it
 	}
 	return nil
 }
