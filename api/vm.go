@@ -102,6 +102,8 @@ type CreateVM struct {
 	// Start starts the VM, and the operation ends when the guest reached Wait (empty: ready).
 	Start bool `json:"start,omitempty"`
 	Wait  Mark `json:"wait,omitempty"`
+	// NoFileSync leaves out the files that the configuration has every new VM get: for a VM that becomes an image.
+	NoFileSync bool `json:"no_file_sync,omitempty"`
 	// RemoveOnExit deletes the VM when Owner has released it or is gone, or, without
 	// an Owner, when it stops.
 	RemoveOnExit bool   `json:"remove_on_exit,omitempty"`

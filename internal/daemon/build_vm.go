@@ -53,7 +53,8 @@ func (b *buildVMs) StartBuild(ctx context.Context, base string, rep progress.Rep
 	}
 	owner := api.Owner(me)
 	name := buildPrefix + strings.ToLower(rand.Text()[:10])
-	vm, err := b.vms.Create(ctx, api.CreateVM{Name: name, Image: base, Memory: fmt.Sprintf("%dMiB", b.memory>>20), Start: true, RemoveOnExit: true, Owner: &owner}, rep)
+	vm, err := b.vms.Create(ctx, api.CreateVM{Name: name, Image: base, Memory: fmt.Sprintf("%dMiB", b.memory>>20), Start: true,
+		RemoveOnExit: true, Owner: &owner, NoFileSync: true}, rep) // its root becomes the image, homes included
 	if err != nil {
 		// One that did not come up is kept for its logs, which nobody would look for here.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)

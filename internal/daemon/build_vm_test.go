@@ -88,7 +88,7 @@ func TestBuildVM(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r := f.made; !strings.HasPrefix(r.Name, "banger-build-") || r.Image != "debian:12" || r.Memory != "1900MiB" || !r.Start || !r.RemoveOnExit || *r.Owner != api.Owner(me) {
+	if r := f.made; !strings.HasPrefix(r.Name, "banger-build-") || r.Image != "debian:12" || r.Memory != "1900MiB" || !r.Start || !r.RemoveOnExit || !r.NoFileSync || *r.Owner != api.Owner(me) {
 		t.Errorf("asked for %+v", r)
 	}
 	if vm.Emulated() {

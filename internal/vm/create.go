@@ -224,8 +224,10 @@ func (s *Service) make(ctx context.Context, req api.CreateVM, rep progress.Repor
 	if err := disk.Create(ctx, filepath.Join(dir, paths.VMData), rec.DiskBytes); err != nil {
 		return rec, u.run(ctx, fmt.Errorf("create vm %q: %w", rec.Name, diskFull(err, dir)))
 	}
-	if err := s.stage(ctx, rec, rep); err != nil {
-		return rec, u.run(ctx, fmt.Errorf("create vm %q: %w", rec.Name, diskFull(err, dir)))
+	if !req.NoFileSync {
+		if err := s.stage(ctx, rec, rep); err != nil {
+			return rec, u.run(ctx, fmt.Errorf("create vm %q: %w", rec.Name, diskFull(err, dir)))
+		}
 	}
 	made, err := s.move(ctx, rec.ID, evMade, "")
 	if err != nil {

@@ -78,6 +78,22 @@ func TestFirstBoot(t *testing.T) {
 	}
 }
 
+// TestNoFileSync: a VM that becomes an image gets nothing of the user's.
+func TestNoFileSync(t *testing.T) {
+	w := newWorld(t)
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.svc.cfg.FileSync = []filesync.Entry{{Host: token, Guest: "/root/.token", Mode: 0o600}}
+	if _, err := w.svc.Create(t.Context(), api.CreateVM{Name: "build", Start: true, NoFileSync: true}, progress.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if len(w.engine.taken) != 0 {
+		t.Errorf("the guest was given %q", w.engine.taken)
+	}
+}
+
 // TestFirstBootFails: a VM whose files cannot be packed, or are not taken by its guest, is not made.
 func TestFirstBootFails(t *testing.T) {
 	w := newWorld(t)
