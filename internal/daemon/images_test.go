@@ -201,6 +201,28 @@ func TestTagDeletePrune(t *testing.T) {
 	}
 }
 
+// TestDefaultByReference: a default image that is configured by its full reference is the default by its own name, which prune keeps.
+func TestDefaultByReference(t *testing.T) {
+	i, dir := newImages(t)
+	i.def = recordedName("docker.io/library/alpine:3.20")
+	img := register(t, i, dir, "base", "1")
+	img.Name = "alpine:3.20"
+	if err := i.db.PutImage(t.Context(), img); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := i.Prune(t.Context(), api.Prune{}); err != nil || len(got.Images) != 0 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if got, err := i.Image(t.Context(), "alpine:3.20"); err != nil || !got.Default {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for _, same := range []string{"debian-bookworm", "./no-image"} {
+		if got := recordedName(same); got != same {
+			t.Errorf("%s: %s", same, got)
+		}
+	}
+}
+
 // TestSameFilesOfTwoNames: one file system has one configuration.
 func TestSameFilesOfTwoNames(t *testing.T) {
 	i, dir := newImages(t)

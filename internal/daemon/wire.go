@@ -41,7 +41,7 @@ func newSupplies(d *Daemon) (*supplies, error) {
 		return nil, err
 	}
 	s := &supplies{
-		images:  images{files: img, db: d.db, def: d.settings.DefaultImageName, started: d.started},
+		images:  images{files: img, db: d.db, def: recordedName(d.settings.DefaultImageName), started: d.started},
 		kernels: kernels{files: krn, db: d.db},
 		agents:  agents{paths: d.cfg.Paths, exe: d.cfg.Exe},
 		engine:  &supervise.Engine{Binary: d.cfg.Exe, Log: d.log},
@@ -165,4 +165,12 @@ func unknown(noun, name string, have []string) error {
 		return err.WithHint("did you mean %s? banger %s list shows them all", strings.Join(near, ", "), noun)
 	}
 	return err.WithHint("banger %s list shows what there is", noun)
+}
+
+// recordedName is the name by which an image is recorded that the configuration names; what is no name at all the first pull refuses.
+func recordedName(configured string) string {
+	if name, _, err := image.Canonical(configured); err == nil {
+		return name
+	}
+	return configured
 }
