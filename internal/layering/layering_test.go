@@ -31,7 +31,7 @@ var floor = map[string]int{
 	"internal/network/user": 52, "internal/network/dns": 50, "internal/network/egress": 50, "internal/network/nettest": 49,
 	"internal/network/bridge": 52, "internal/network/tap": 20, "internal/network/gateway": 52, "internal/forward": 53, "internal/hostports": 20, "internal/hostports/hostportstest": 5, "internal/preview": 75, "internal/guest/tunnel": 40,
 	"internal/doctor": 62, "internal/sshkeys": 50,
-	"internal/guest/exec": 41, "internal/guest/process": 40, "internal/guest/files": 40, "internal/guest/channel": 40,
+	"internal/guest/exec": 41, "internal/guest/process": 40, "internal/guest/files": 40, "internal/guest/tree": 41, "internal/guest/channel": 40,
 	"internal/vmm": 35, "internal/vmm/driver": 36, "internal/vmm/watch": 36, "internal/vmm/frames": 36, "internal/kernel/kmod": 30, "internal/kernel/kmod/kmodtest": 20, "internal/deb/debtest": 20,
 	"internal/content": 30, "internal/initramfs": 30, "internal/ext4": 30, "internal/disk": 29, "internal/disk/sparse": 20, "internal/disk/template": 28, "internal/disk/template/gen": 29,
 	"internal/hostexec": 10, "internal/relay": 10, "internal/hostfile": 10, "internal/hostproc": 10, "internal/paths": 10, "internal/progress": 10, "internal/filestream": 10, "internal/buildinfo": 10, "internal/suggest": 10,
@@ -40,7 +40,7 @@ var floor = map[string]int{
 }
 
 // mayExec are the packages that may import os/exec: the agent runs programs of the guest.
-var mayExec = []string{"internal/hostexec", "internal/guest/process", "internal/guest/agent", "internal/guest/files"}
+var mayExec = []string{"internal/hostexec", "internal/guest/process", "internal/guest/agent", "internal/guest/files", "internal/guest/tree"}
 
 type pkg struct {
 	imports map[string][]string // import path → files

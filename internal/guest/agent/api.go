@@ -28,6 +28,7 @@ func (a *agent) handler() http.Handler {
 		ResetOutside: a.resetOutside,
 		Logs:         a.book.copyTo,
 		Root:         packRoot,
+		Started:      started,
 		Log:          a.log,
 	})
 }

@@ -48,6 +48,8 @@ type Config struct {
 	Logs func(ctx context.Context, w io.Writer, follow bool) error
 	// Root writes the root file system as a tar stream.
 	Root func(ctx context.Context, w io.Writer, clean bool) (files.Result, error)
+	// Started is called with the pid of every program the API runs that is not one of Processes; may be nil.
+	Started func(pid int)
 	// DataDir is a directory on the data file system; empty for /.
 	DataDir string
 	// Log receives failures of the agent's own; nil for none.
@@ -77,6 +79,10 @@ func Handler(cfg Config) http.Handler {
 		"PUT /v1/files":                      s.putFiles,
 		"GET /v1/files":                      s.getFiles,
 		"GET /v1/root":                       s.getRoot,
+		"GET /v1/tree":                       s.listTree,
+		"POST /v1/tree/hash":                 s.hashTree,
+		"POST /v1/tree/pack":                 s.packTree,
+		"POST /v1/tree/remove":               s.removeTree,
 		"GET /v1/logs":                       s.logs,
 		"POST /v1/shutdown":                  s.shutdown,
 		"POST /v1/end":                       s.end,
