@@ -147,6 +147,17 @@ type PrepareWorkspace struct {
 	Path string `json:"path"`
 	// GuestPath is absolute; empty for /root/<base name of the work tree>.
 	GuestPath string `json:"guest_path,omitempty"`
+	// Branch is a new branch to check out in the VM; the host's repository does not get it.
+	Branch string `json:"branch,omitempty"`
+	// From is the commit that Branch begins at, by any name of git's; the VM then gets the files of that commit. Empty for
+	// the work tree as it is.
+	From string `json:"from,omitempty"`
+	// Depth limits the history of each ref to that many commits; 0 for all.
+	Depth int `json:"depth,omitempty" minimum:"0"`
+	// Force lets the host's side win where both sides have changed the same since the last copy.
+	Force bool `json:"force,omitempty"`
+	// NoTooling leaves the tools that the repository names (mise) alone.
+	NoTooling bool `json:"no_tooling,omitempty"`
 }
 
 // Workspace is a directory of the host in a VM.
@@ -154,9 +165,17 @@ type Workspace struct {
 	Path      string `json:"path"`
 	GuestPath string `json:"guest_path"`
 	// Git tells whether Path is a git work tree.
-	Git   bool  `json:"git"`
-	Files int   `json:"files"`
-	Bytes int64 `json:"bytes"`
+	Git bool `json:"git"`
+	// Branch was made in the VM; empty for none.
+	Branch string `json:"branch,omitempty"`
+	// Files is how many files and links were sent, Bytes what they hold; Removed how many were removed in the VM.
+	Files   int   `json:"files"`
+	Bytes   int64 `json:"bytes"`
+	Removed int   `json:"removed,omitempty"`
+	// Updated: the VM had it already, and got what has changed since.
+	Updated bool `json:"updated,omitempty"`
+	// ToolingLog is the file in the VM that tells how the installation of the repository's tools goes; empty where there is none.
+	ToolingLog string `json:"tooling_log,omitempty"`
 	// Skipped names what was left behind and why, at most 20 lines.
 	Skipped []string `json:"skipped,omitempty"`
 }

@@ -107,6 +107,9 @@ func (p Paths) VMs() string { return filepath.Join(p.State, "vms") }
 // VM is the directory of a VM.
 func (p Paths) VM(id string) string { return filepath.Join(p.VMs(), id) }
 
+// Workspaces is the directory of a VM in which is written what it shares with directories of the host.
+func (p Paths) Workspaces(vm string) string { return filepath.Join(p.VM(vm), "workspaces") }
+
 // Lost holds the directories of VMs that no record mentions: a database was lost. Their data is not banger's to delete.
 func (p Paths) Lost() string { return filepath.Join(p.State, "lost") }
 

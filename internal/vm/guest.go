@@ -2,19 +2,12 @@ package vm
 
 import (
 	"context"
-	"fmt"
-	"io"
 	"net"
-	"os"
-	"path"
-	"path/filepath"
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/guest/guestapi"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
-	"git.thaloco.com/thaloco/banger/internal/progress"
 	"git.thaloco.com/thaloco/banger/internal/store"
-	"git.thaloco.com/thaloco/banger/internal/workspace"
 )
 
 // guest is a client of the agent in a running VM.
@@ -77,67 +70,4 @@ func (s *Service) ExecOwnerGone(ctx context.Context, nameOrID, execID string) er
 		return err
 	}
 	return s.guest(l).OwnerGone(ctx, execID)
-}
-
-// PrepareWorkspace copies a directory of the host into a running VM.
-func (s *Service) PrepareWorkspace(ctx context.Context, nameOrID string, req api.PrepareWorkspace, rep progress.Reporter) (api.Workspace, error) {
-	l, rec, err := s.reachable(ctx, nameOrID)
-	if err != nil {
-		return api.Workspace{}, err
-	}
-	if !filepath.IsAbs(req.Path) {
-		return api.Workspace{}, api.Errorf(api.KindInvalid, "path %q is not absolute", req.Path)
-	}
-	if req.GuestPath != "" && (!path.IsAbs(req.GuestPath) || path.Clean(req.GuestPath) == "/") {
-		return api.Workspace{}, api.Errorf(api.KindInvalid, "guest path %q is not possible", req.GuestPath).
-			WithHint("use an absolute path below /, such as /root/repo")
-	}
-	rep.Step("read " + filepath.Base(req.Path))
-	src, err := workspace.Prepare(ctx, workspace.Config{Environ: os.Environ(), Home: s.cfg.Host.Home, TempDir: s.cfg.Paths.Cache}, req.Path)
-	if err != nil {
-		return api.Workspace{}, err
-	}
-	defer func() { _ = src.Close() }()
-	guestPath := req.GuestPath
-	if guestPath == "" {
-		guestPath = "/root/" + src.Name
-	}
-	ws, err := s.sendWorkspace(ctx, l, src, guestPath, rep)
-	if err != nil {
-		return api.Workspace{}, fmt.Errorf("copy %q to vm %q: %w", req.Path, rec.Name, err)
-	}
-	ws.GuestPath = guestPath
-	return ws, nil
-}
-
-// sendWorkspace streams a workspace into the guest. Where both sides fail, the host's error is the cause.
-func (s *Service) sendWorkspace(ctx context.Context, l *live, src *workspace.Source, guestPath string, rep progress.Reporter) (api.Workspace, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	pr, pw := io.Pipe()
-	type result struct {
-		ws  api.Workspace
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		ws, err := src.Stream(ctx, pw, rep)
-		_ = pw.CloseWithError(err)
-		done <- result{ws, err}
-	}()
-	putErr := s.guest(l).PutFiles(ctx, guestPath, pr)
-	_ = pr.CloseWithError(io.ErrClosedPipe) // a guest that stopped reading must not hold the sender
-	if putErr != nil {
-		cancel()
-	}
-	res := <-done
-	switch {
-	case res.err != nil && putErr == nil:
-		return res.ws, res.err
-	case putErr != nil && res.err != nil && api.KindOf(res.err) != api.KindInternal:
-		return res.ws, res.err
-	case putErr != nil:
-		return res.ws, api.Errorf(api.KindGuest, "the guest did not take the files: %w", putErr)
-	}
-	return res.ws, nil
 }

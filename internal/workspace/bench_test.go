@@ -14,11 +14,11 @@ func BenchmarkCopy(b *testing.B) {
 	dir := cmp.Or(os.Getenv("BENCH_REPO"), ".")
 	cfg := Config{Environ: os.Environ(), TempDir: b.TempDir()}
 	for b.Loop() {
-		s, err := Prepare(b.Context(), cfg, dir)
+		s, err := Prepare(b.Context(), cfg, dir, Options{})
 		if err != nil {
 			b.Fatal(err)
 		}
-		ws, err := s.Stream(b.Context(), io.Discard, progress.Discard)
+		ws, _, err := s.Stream(b.Context(), io.Discard, progress.Discard)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -34,7 +34,7 @@ func BenchmarkPrepare(b *testing.B) {
 	dir := cmp.Or(os.Getenv("BENCH_REPO"), ".")
 	cfg := Config{Environ: os.Environ(), TempDir: b.TempDir()}
 	for b.Loop() {
-		s, err := Prepare(b.Context(), cfg, dir)
+		s, err := Prepare(b.Context(), cfg, dir, Options{})
 		if err != nil {
 			b.Fatal(err)
 		}

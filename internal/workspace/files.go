@@ -28,6 +28,10 @@ type entry struct {
 	mode  fs.FileMode
 	mtime time.Time
 	size  int64
+	// stat is what the host's file looked like when it was listed.
+	stat HostStat
+	// made is set for what lies in a .git.
+	made bool
 }
 
 // maxDepth is how deep repositories may lie in each other.
@@ -37,11 +41,13 @@ const maxDepth = 16
 type lister struct {
 	git    git
 	source *Source
+	opts   Options
+	tree   string // where the files are: the source, or a tree that was checked out for it
 	repos  int
 	dirs   map[string]bool // directories that have an entry (true) or that are none on the host (false)
 }
 
-func (l *lister) host(name string) string { return filepath.Join(l.source.Root, name) }
+func (l *lister) host(name string) string { return filepath.Join(l.tree, name) }
 
 // add adds what the host has at name now, and the directories above it. It reports whether it is there.
 func (l *lister) add(name string) (bool, error) {
@@ -67,7 +73,7 @@ func (l *lister) add(name string) (bool, error) {
 }
 
 func (l *lister) addInfo(name string, st fs.FileInfo) {
-	e := entry{name: name, host: l.host(name), mode: st.Mode().Type() | st.Mode().Perm(), mtime: st.ModTime()}
+	e := entry{name: name, host: l.host(name), mode: st.Mode().Type() | st.Mode().Perm(), mtime: st.ModTime(), stat: hostStat(st)}
 	if st.Mode().IsRegular() {
 		e.size = st.Size()
 		l.source.bytes += e.size
@@ -119,60 +125,99 @@ func (l *lister) dir(name string) bool {
 }
 
 // workTree adds the work tree at prefix (relative to the source; "" for the source itself): its .git, its tracked
-// files as they are on disk, its untracked files that are not ignored, and the repositories in it.
-func (l *lister) workTree(ctx context.Context, prefix string, depth int) error {
+// files as they are on disk, its untracked files that are not ignored, and the repositories in it. Where at is not empty
+// it is the tree of that commit instead.
+func (l *lister) workTree(ctx context.Context, prefix, at string, depth int) error {
 	if depth > maxDepth {
 		return api.Errorf(api.KindInvalid, "copy %q: more than %d repositories in each other", l.host(prefix), maxDepth)
 	}
 	l.dir(prefix)
-	r, err := l.repo(ctx, prefix)
+	r, err := l.repo(ctx, prefix, at)
 	if err != nil {
 		return err
 	}
-	staged, err := r.indexed(ctx, nil, "ls-files", "-z", "--stage")
+	nested, err := l.tracked(prefix, r.listed)
 	if err != nil {
-		return fmt.Errorf("list the files of %q: %w", r.root, err)
+		return err
 	}
-	others, err := r.indexed(ctx, nil, "ls-files", "-z", "--others", "--exclude-standard")
-	if err != nil {
-		return fmt.Errorf("list the files of %q: %w", r.root, err)
+	if l.tree == l.source.Root {
+		others, err := l.untracked(ctx, r, prefix)
+		if err != nil {
+			return err
+		}
+		nested = append(nested, others...)
 	}
+	for _, sub := range nested {
+		if err := l.nested(ctx, sub, depth+1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// subtree is a repository in another one.
+type subtree struct{ dir, commit string }
+
+// tracked adds what is in the index and on the disk, and returns the repositories among it. A staged entry is
+// a letter, mode, id, stage and name as ls-files -v --stage has them.
+func (l *lister) tracked(prefix string, staged []string) (nested []subtree, err error) {
 	last := ""
-	var nested []string
-	for _, e := range split(staged, "\x00") {
+	for _, e := range staged {
 		meta, name, _ := strings.Cut(e, "\t")
 		if name == last { // another stage of the same
 			continue
 		}
 		last = name
 		full := filepath.Join(prefix, name)
-		if !strings.HasPrefix(meta, "160000 ") && l.isDir(full) {
+		fields := strings.Fields(meta)
+		link := len(fields) > 2 && fields[1] == "160000"
+		if !link && l.isDir(full) {
 			continue // a directory where git knows a file: what is in it is untracked, and listed as that
 		}
 		there, err := l.add(full)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if there && strings.HasPrefix(meta, "160000 ") && l.isRepo(full) {
-			nested = append(nested, full)
+		if there && link {
+			nested = append(nested, subtree{full, fields[2]})
 		}
+	}
+	return nested, nil
+}
+
+// untracked adds what git does not know and does not ignore, and returns the repositories among it.
+func (l *lister) untracked(ctx context.Context, r *repo, prefix string) (nested []subtree, err error) {
+	others, err := r.indexed(ctx, nil, "ls-files", "-z", "--others", "--exclude-standard")
+	if err != nil {
+		return nil, fmt.Errorf("list the files of %q: %w", r.root, err)
 	}
 	for _, name := range split(others, "\x00") {
 		full := filepath.Join(prefix, name)
 		if strings.HasSuffix(name, "/") { // a repository in this one that it does not know
-			nested = append(nested, full)
+			nested = append(nested, subtree{dir: full})
 			continue
 		}
 		if _, err := l.add(full); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	for _, dir := range nested {
-		if err := l.workTree(ctx, dir, depth+1); err != nil {
-			return err
-		}
+	return nested, nil
+}
+
+// nested adds a repository in another one, where there is one.
+func (l *lister) nested(ctx context.Context, sub subtree, depth int) error {
+	host := filepath.Join(l.source.Root, sub.dir)
+	if _, err := os.Lstat(filepath.Join(host, ".git")); err != nil {
+		return nil
 	}
-	return nil
+	if l.tree == l.source.Root {
+		return l.workTree(ctx, sub.dir, "", depth)
+	}
+	if _, err := l.git.output(ctx, host, nil, nil, "cat-file", "-e", sub.commit+"^{commit}"); err != nil {
+		l.source.skipped.add("%s: its repository on this host does not have the commit %.12s", printable(sub.dir), sub.commit)
+		return nil
+	}
+	return l.workTree(ctx, sub.dir, sub.commit, depth)
 }
 
 func (l *lister) isDir(name string) bool {
@@ -180,70 +225,114 @@ func (l *lister) isDir(name string) bool {
 	return err == nil && st.IsDir()
 }
 
-func (l *lister) isRepo(name string) bool {
-	_, err := os.Lstat(filepath.Join(l.host(name), ".git"))
-	return err == nil
-}
-
-// repo adds the .git of the work tree at prefix.
-func (l *lister) repo(ctx context.Context, prefix string) (*repo, error) {
+// repo reads the repository whose work tree is at prefix and adds its .git, unless the guest was given one before.
+func (l *lister) repo(ctx context.Context, prefix, at string) (*repo, error) {
 	l.repos++
 	temp := filepath.Join(l.source.temp, fmt.Sprint(l.repos))
 	if err := os.Mkdir(temp, 0o700); err != nil {
 		return nil, err
 	}
-	label := ""
+	r := &repo{git: l.git, root: filepath.Join(l.source.Root, prefix), temp: temp, skipped: &l.source.skipped}
 	if prefix != "" {
-		label = printable(prefix) + ": "
+		r.label = printable(prefix) + ": "
 	}
-	r, err := readRepo(ctx, l.git, l.host(prefix), temp, label, &l.source.skipped)
+	want := checkout{at: at, depth: l.opts.Depth}
+	if prefix == "" {
+		want.branch, want.from = l.opts.Branch, l.opts.From
+	}
+	if l.tree != l.source.Root {
+		want.tree = l.host(prefix)
+	}
+	r, err := readRepo(ctx, r, want)
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now()
+	if err := r.listIndex(ctx); err != nil {
+		return nil, err
+	}
+	l.source.repos[prefix] = r
+	if l.opts.Base != nil && l.opts.Base.Repos[prefix] != nil {
+		return r, nil
+	}
+	if err := r.pack(ctx); err != nil {
+		return nil, err
+	}
+	return r, l.gitDir(prefix, r)
+}
+
+// gitDir adds the .git of a repository.
+func (l *lister) gitDir(prefix string, r *repo) error {
 	base := filepath.Join(prefix, ".git")
-	made := map[string]bool{}
-	var mkdir func(name string)
-	mkdir = func(name string) {
-		if made[name] {
-			return
-		}
-		if name != base {
-			mkdir(filepath.Dir(name))
-		}
-		made[name] = true
-		l.source.entries = append(l.source.entries, entry{name: name, mode: fs.ModeDir | 0o755, mtime: now})
-	}
+	b := gitDir{base: base, now: time.Now(), made: map[string]bool{}}
 	for _, d := range []string{"", "info", "objects", "objects/info", "objects/pack", "refs", "refs/heads", "refs/tags"} {
-		mkdir(filepath.Join(base, d))
+		b.mkdir(filepath.Join(base, d))
 	}
-	r.files["HEAD"] = []byte(r.head)
-	for _, name := range slices.Sorted(maps.Keys(r.files)) {
-		full := filepath.Join(base, name)
-		mkdir(filepath.Dir(full))
-		l.source.entries = append(l.source.entries, entry{name: full, content: r.files[name], mode: 0o644, mtime: now, size: int64(len(r.files[name]))})
-		l.source.bytes += int64(len(r.files[name]))
+	files := r.refFiles()
+	maps.Copy(files, r.files)
+	files["HEAD"] = []byte(r.now.Head)
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		b.file(name, files[name])
 	}
-	disk := map[string]string{}
-	for name, file := range r.packs {
-		disk[filepath.Join(base, "objects/pack", name)] = file
+	err := b.packs(r)
+	if err == nil && r.index != "" {
+		err = b.disk("index", r.index, 0o644)
 	}
-	if r.index != "" {
-		disk[filepath.Join(base, "index")] = r.index
+	l.source.entries, l.source.bytes = append(l.source.entries, b.entries...), l.source.bytes+b.bytes
+	return err
+}
+
+// gitDir collects the entries of a .git directory.
+type gitDir struct {
+	base    string // of the directory, relative to the source
+	now     time.Time
+	made    map[string]bool
+	entries []entry
+	bytes   int64
+}
+
+func (b *gitDir) mkdir(name string) {
+	if b.made[name] {
+		return
 	}
-	for _, name := range slices.Sorted(maps.Keys(disk)) {
-		st, err := os.Stat(disk[name])
-		if err != nil {
-			return nil, err
+	if name != b.base {
+		b.mkdir(filepath.Dir(name))
+	}
+	b.made[name] = true
+	b.entries = append(b.entries, entry{name: name, mode: fs.ModeDir | 0o755, mtime: b.now, made: true})
+}
+
+// file adds a file of the directory.
+func (b *gitDir) file(name string, content []byte) {
+	full := filepath.Join(b.base, name)
+	b.mkdir(filepath.Dir(full))
+	b.entries = append(b.entries, entry{name: full, content: content, mode: 0o644, mtime: b.now, size: int64(len(content)), made: true})
+	b.bytes += int64(len(content))
+}
+
+// disk adds a file that is on the disk.
+func (b *gitDir) disk(name, file string, mode fs.FileMode) error {
+	st, err := os.Stat(file)
+	if err != nil {
+		return err
+	}
+	full := filepath.Join(b.base, name)
+	b.mkdir(filepath.Dir(full))
+	b.entries = append(b.entries, entry{name: full, host: file, mode: mode, mtime: b.now, size: st.Size(), made: true})
+	b.bytes += st.Size()
+	return nil
+}
+
+// packs adds the packs of r, each index after its pack.
+func (b *gitDir) packs(r *repo) error {
+	for _, name := range r.promisors {
+		b.file(name, nil)
+	}
+	for _, name := range slices.Backward(slices.Sorted(maps.Keys(r.packs))) {
+		if err := b.disk(filepath.Join("objects/pack", name), r.packs[name], 0o444); err != nil {
+			return err
 		}
-		mode := fs.FileMode(0o444)
-		if name == filepath.Join(base, "index") {
-			mode = 0o644
-		}
-		l.source.entries = append(l.source.entries, entry{name: name, host: disk[name], mode: mode, mtime: now, size: st.Size()})
-		l.source.bytes += st.Size()
 	}
-	return r, nil
+	return nil
 }
 
 // directory adds everything below a plain directory. A repository in it gets a .git that is made, like everywhere.
@@ -268,7 +357,7 @@ func (l *lister) directory(ctx context.Context) error {
 		if prefix == "." {
 			prefix = ""
 		}
-		if _, err := l.repo(ctx, prefix); err != nil {
+		if _, err := l.repo(ctx, prefix, ""); err != nil {
 			if ctx.Err() != nil {
 				return err
 			}

@@ -94,7 +94,7 @@ func (h *host) config() Config {
 
 func (h *host) prepare(dir string) *Source {
 	h.Helper()
-	s, err := Prepare(h.Context(), h.config(), dir)
+	s, err := Prepare(h.Context(), h.config(), dir, Options{})
 	if err != nil {
 		h.Fatal(err)
 	}
@@ -113,7 +113,7 @@ func (h *host) prepare(dir string) *Source {
 func (h *host) stream(s *Source) (string, api.Workspace) {
 	h.Helper()
 	var b bytes.Buffer
-	ws, err := s.Stream(h.Context(), &b, progress.Discard)
+	ws, _, err := s.Stream(h.Context(), &b, progress.Discard)
 	if err != nil {
 		h.Fatal(err)
 	}

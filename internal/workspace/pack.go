@@ -2,6 +2,8 @@ package workspace
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -37,6 +39,23 @@ func (r *repo) copyIndex(ctx context.Context) error {
 	return nil
 }
 
+// listIndex lists the index.
+func (r *repo) listIndex(ctx context.Context) error {
+	out, err := r.indexed(ctx, nil, listIndex...)
+	if err != nil {
+		return fmt.Errorf("list the files of %q: %w", r.root, err)
+	}
+	sum := sha256.Sum256(out)
+	r.now.Index, r.listed = hex.EncodeToString(sum[:]), split(out, "\x00")
+	if r.now.Head == r.host.Head {
+		r.host.Index = r.now.Index
+	}
+	return nil
+}
+
+// listIndex are the arguments of git that list an index such that what is equal is listed equally.
+var listIndex = []string{"ls-files", "-z", "-v", "--stage"}
+
 // indexed runs git on the copy of the index.
 func (r *repo) indexed(ctx context.Context, stdin io.Reader, args ...string) ([]byte, error) {
 	return r.git.output(ctx, r.root, stdin, []string{"GIT_INDEX_FILE=" + r.indexFile()}, args...)
@@ -58,9 +77,9 @@ func copyFile(from, to string) error {
 	return out.Close()
 }
 
-// pack writes the objects that the refs, HEAD, the state and the index reach into one pack. Deltas are taken over, new ones
-// are not looked for: the pack lives on this host and in one guest.
-func (r *repo) pack(ctx context.Context) error {
+// pack writes the objects that the refs, HEAD, the state and the index reach into one pack, all but what have, commits or trees, reach.
+// Deltas are taken over, new ones are not looked for: the pack lives on this host and in one guest.
+func (r *repo) pack(ctx context.Context, have ...string) error {
 	args := []string{"-c", "pack.packSizeLimit=0", "-c", "pack.writeReverseIndex=false",
 		"pack-objects", "--revs", "--indexed-objects", "--non-empty", "--delta-base-offset", "--window=0", "--compression=1", "-q"}
 	if r.partial {
@@ -77,8 +96,14 @@ func (r *repo) pack(ctx context.Context) error {
 	env := []string{"GIT_INDEX_FILE=" + r.indexFile(), "GIT_OBJECT_DIRECTORY=" + own,
 		`GIT_ALTERNATE_OBJECT_DIRECTORIES="` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(objects) + `"`}
 	var in strings.Builder
+	for _, id := range r.shallow {
+		in.WriteString("--shallow " + id + "\n")
+	}
 	for _, id := range r.tips {
 		in.WriteString(id + "\n")
+	}
+	for _, id := range have {
+		in.WriteString("^" + id + "\n")
 	}
 	out, err := r.git.output(ctx, r.root, strings.NewReader(in.String()), env, append(args, filepath.Join(r.temp, "pack"))...)
 	if err != nil {
@@ -93,7 +118,7 @@ func (r *repo) pack(ctx context.Context) error {
 		}
 		if r.partial {
 			// Marks the pack's objects as a promisor's: those they refer to may be missing.
-			r.files["objects/pack/pack-"+id+".promisor"] = nil
+			r.promisors = append(r.promisors, "objects/pack/pack-"+id+".promisor")
 		}
 	}
 	return nil

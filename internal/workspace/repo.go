@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -21,12 +22,18 @@ type repo struct {
 	root string // of the work tree
 	temp string // a directory of its own
 
-	head  string // content of HEAD
-	files map[string][]byte
-	index string            // the copy of the index; "" where there is none
-	packs map[string]string // files for objects/pack
+	now    Checkout          // what the guest is to have checked out
+	host   Checkout          // what the host has
+	refs   map[string]string // object ids, or "ref: " and a name
+	listed []string          // the entries of the index, as listIndex has them
+	files  map[string][]byte
+	index  string            // the copy of the index; "" where there is none
+	packs  map[string]string // files for objects/pack
+	// promisors are empty files beside the packs.
+	promisors []string
 	// tips are the objects whose history travels.
 	tips    []string
+	shallow []string // commits whose parents stay behind, because of a depth
 	partial bool
 	skipped *skipped
 	label   string // of the repository in Skipped
@@ -45,9 +52,9 @@ var infoFiles = []string{"shallow", "info/exclude", "info/attributes", "info/spa
 // maxStateFile bounds a file of either list, in bytes.
 const maxStateFile = 4 << 20
 
-// readRepo reads the state of the repository whose work tree is root.
-func readRepo(ctx context.Context, g git, root, temp, label string, skip *skipped) (*repo, error) {
-	r := &repo{git: g, root: root, temp: temp, files: map[string][]byte{}, packs: map[string]string{}, skipped: skip, label: label}
+// readRepo reads the state of the repository whose work tree is root, all but its objects.
+func readRepo(ctx context.Context, r *repo, want checkout) (*repo, error) {
+	r.refs, r.files, r.packs = map[string]string{}, map[string][]byte{}, map[string]string{}
 	if err := r.readRefs(ctx); err != nil {
 		return nil, err
 	}
@@ -60,13 +67,16 @@ func readRepo(ctx context.Context, g git, root, temp, label string, skip *skippe
 	if err := r.readState(ctx); err != nil {
 		return nil, err
 	}
-	if err := r.copyIndex(ctx); err != nil {
+	r.host = r.now
+	if err := want.apply(ctx, r); err != nil {
 		return nil, err
 	}
-	if err := r.pack(ctx); err != nil {
-		return nil, err
+	if want.tree == "" {
+		if err := r.copyIndex(ctx); err != nil {
+			return nil, err
+		}
 	}
-	return r, nil
+	return r, r.limitHistory(ctx, want.depth)
 }
 
 func (r *repo) out(ctx context.Context, args ...string) ([]byte, error) {
@@ -85,8 +95,11 @@ func (r *repo) readRefs(ctx context.Context) error {
 	for _, l := range split(out, "\n") {
 		id, rest, _ := strings.Cut(l, " ")
 		name, target, _ := strings.Cut(rest, " ")
+		if strings.HasPrefix(name, PulledRefs) {
+			continue // what came out of VMs
+		}
 		if target != "" {
-			r.files[name] = []byte("ref: " + target + "\n")
+			r.refs[name] = symbolic + target
 			continue
 		}
 		refs, ids = append(refs, [2]string{id, name}), append(ids, id)
@@ -95,18 +108,46 @@ func (r *repo) readRefs(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var b strings.Builder
-	b.WriteString("# pack-refs with: sorted \n")
 	for _, ref := range refs {
 		if !present[ref[0]] {
 			r.skipped.add("%s%s: its object %s is missing", r.label, ref[1], ref[0])
 			continue
 		}
 		r.tips = append(r.tips, ref[0])
-		fmt.Fprintf(&b, "%s %s\n", ref[0], ref[1])
+		r.refs[ref[1]] = ref[0]
 	}
-	r.files["packed-refs"] = []byte(b.String())
 	return nil
+}
+
+// PulledRefs begins the names of the refs that have come out of VMs; they do not go into one.
+const PulledRefs = "refs/banger/"
+
+// symbolic begins the value of a ref that names another.
+const symbolic = "ref: "
+
+// refFiles writes the refs as files of a git directory: the symbolic ones each its own, the rest as packed-refs.
+func (r *repo) refFiles() map[string][]byte {
+	files := map[string][]byte{}
+	var b strings.Builder
+	b.WriteString("# pack-refs with: sorted \n")
+	for _, name := range slices.Sorted(maps.Keys(r.refs)) {
+		if strings.HasPrefix(r.refs[name], symbolic) {
+			files[name] = []byte(r.refs[name] + "\n")
+			continue
+		}
+		fmt.Fprintf(&b, "%s %s\n", r.refs[name], name)
+	}
+	files["packed-refs"] = []byte(b.String())
+	return files
+}
+
+// state is what a manifest keeps of the repository.
+func (r *repo) state(format string) *RepoState {
+	s := &RepoState{Given: r.now, Host: r.host, Refs: maps.Clone(r.refs), Files: map[string]string{}, Shallow: r.shallow}
+	for name, content := range r.files {
+		s.Files[name] = idOf(format, content)
+	}
+	return s
 }
 
 // present tells which objects the repository has.
@@ -132,7 +173,8 @@ func (r *repo) present(ctx context.Context, ids []string) (map[string]bool, erro
 func (r *repo) readHead(ctx context.Context) error {
 	commit, commitErr := r.out(ctx, "rev-parse", "--verify", "HEAD^{commit}")
 	if commitErr == nil {
-		r.tips = append(r.tips, line(commit))
+		r.now.Commit = line(commit)
+		r.tips = append(r.tips, r.now.Commit)
 	}
 	out, err := r.out(ctx, "symbolic-ref", "--quiet", "HEAD")
 	if err != nil {
@@ -143,19 +185,17 @@ func (r *repo) readHead(ctx context.Context) error {
 			_, said := status(commitErr)
 			return r.git.broken(r.root, "HEAD", said)
 		}
-		r.head = line(commit) + "\n"
+		r.now.Head = line(commit) + "\n"
 		return nil
 	}
 	branch := line(out)
-	r.head = "ref: " + branch + "\n"
+	r.now.Head = "ref: " + branch + "\n"
 	if commitErr == nil {
 		return nil
 	}
 	// No commit: a branch that is yet to be born, or a broken one.
-	for _, ref := range split(r.files["packed-refs"], "\n") {
-		if strings.HasSuffix(ref, " "+branch) {
-			return r.git.broken(r.root, "HEAD", branch+" is not a commit")
-		}
+	if r.refs[branch] != "" {
+		return r.git.broken(r.root, "HEAD", branch+" is not a commit")
 	}
 	if says := r.headSays(ctx); says != "" {
 		return r.git.broken(r.root, "HEAD", says)
@@ -218,6 +258,11 @@ func (r *repo) gitPaths(ctx context.Context, names ...string) ([]string, error) 
 }
 
 var objectID = regexp.MustCompile(`\b(?:[0-9a-f]{64}|[0-9a-f]{40})\b`)
+
+// isID tells whether s is an object id.
+func isID(s string) bool {
+	return (len(s) == 40 || len(s) == 64) && strings.Trim(s, "0123456789abcdef") == ""
+}
 
 // readState takes over what is going on in the work tree, and the objects it speaks of.
 func (r *repo) readState(ctx context.Context) error {

@@ -62,7 +62,7 @@ func TestFileThatChangesInTheMiddle(t *testing.T) {
 		s := h.prepare(h.dir + "/plain")
 		var b bytes.Buffer
 		done := false
-		ws, err := s.Stream(t.Context(), writerFunc(func(p []byte) (int, error) {
+		ws, _, err := s.Stream(t.Context(), writerFunc(func(p []byte) (int, error) {
 			if !done {
 				done = true
 				must(t, os.Truncate(h.dir+"/plain/big", to))
@@ -96,16 +96,16 @@ func TestStreamEnds(t *testing.T) {
 	h.file("plain/big", strings.Repeat("x", 4<<20))
 	s := h.prepare(h.dir + "/plain")
 	broken := errors.New("broken pipe")
-	if _, err := s.Stream(t.Context(), writerFunc(func([]byte) (int, error) { return 0, broken }), progress.Discard); !errors.Is(err, broken) {
+	if _, _, err := s.Stream(t.Context(), writerFunc(func([]byte) (int, error) { return 0, broken }), progress.Discard); !errors.Is(err, broken) {
 		t.Errorf("%v, want the writer's error", err)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	stopped := errors.New("stopped")
-	_, err := s.Stream(ctx, writerFunc(func(p []byte) (int, error) { cancel(stopped); return len(p), nil }), progress.Discard)
+	_, _, err := s.Stream(ctx, writerFunc(func(p []byte) (int, error) { cancel(stopped); return len(p), nil }), progress.Discard)
 	if !errors.Is(err, stopped) {
 		t.Errorf("%v, want the cause of the end", err)
 	}
-	if _, err := Prepare(ctx, h.config(), h.dir+"/plain"); !errors.Is(err, stopped) {
+	if _, err := Prepare(ctx, h.config(), h.dir+"/plain", Options{}); !errors.Is(err, stopped) {
 		t.Errorf("%v, want the cause of the end", err)
 	}
 }
@@ -115,7 +115,7 @@ func TestRemoveStale(t *testing.T) {
 	cfg := h.config()
 	cfg.TempDir = h.dir + "/new/temp"
 	must(t, RemoveStale(cfg.TempDir))
-	if _, err := Prepare(t.Context(), cfg, h.repo("r")); err != nil { // and never closed
+	if _, err := Prepare(t.Context(), cfg, h.repo("r"), Options{}); err != nil { // and never closed
 		t.Fatal(err)
 	}
 	h.file("new/temp/other", "x")
@@ -145,7 +145,7 @@ func TestTemporaryDirectoryFull(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	_, err := Prepare(t.Context(), cfg, dir)
+	_, err := Prepare(t.Context(), cfg, dir, Options{})
 	if api.KindOf(err) != api.KindUnavailable || !strings.Contains(err.Error(), "disk is full") {
 		t.Errorf("%v", err)
 	}

@@ -23,6 +23,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/hostexec"
@@ -43,19 +44,29 @@ type Config struct {
 
 // Source is a directory, read and ready to be streamed. Close it.
 type Source struct {
-	// Root is what is copied: absolute, without symbolic links; the top of the work tree where Git.
-	Root string
-	// Name is the base name of Root: the guest gets it as /root/Name.
-	Name string
-	// Git tells whether Root is a git work tree.
-	Git bool
-	// Subdir is the directory that was asked for, relative to Root; "." where it is Root.
-	Subdir string
+	Place
 
+	opts    Options
+	format  string // of content ids
 	temp    string
+	read    time.Time // when reading began
 	entries []entry
-	bytes   int64 // of the regular files in entries
+	bytes   int64            // of the regular files in entries
+	repos   map[string]*repo // by directory, "" for Root
 	skipped skipped
+}
+
+// Options say what of a directory goes into the guest. The zero value is all, as it is.
+type Options struct {
+	// Branch is a branch to make for the guest, which must not be there yet; the host's repository does not get it.
+	Branch string
+	// From is the commit, by any name of git's, that Branch begins at. The guest then gets the files of
+	// that commit and not those of the work tree. Empty for HEAD with the work tree as it is.
+	From string
+	// Depth limits the history of each ref to that many commits; 0 for all.
+	Depth int
+	// Base is what the guest was given before; nil for a first copy.
+	Base *Manifest
 }
 
 // maxSkipped is how many lines api.Workspace.Skipped has at most.
@@ -82,50 +93,123 @@ func (s *skipped) all() []string {
 	return append(slices.Clip(s.lines), fmt.Sprintf("and %d more", s.more))
 }
 
-// Prepare reads the directory at path: the whole work tree where it is in one, with its history packed into a temporary
-// file. A path that cannot be a workspace, an unreadable file and a repository that is broken are a KindInvalid that
-// says what to do. What it cannot take along it lists in the Workspace that Stream returns.
-func Prepare(ctx context.Context, cfg Config, path string) (*Source, error) {
+// Place is a directory of the host as it would be copied.
+type Place struct {
+	// Root is what is copied: absolute, without symbolic links; the top of the work tree where Git.
+	Root string
+	// Name is the base name of Root: the guest gets it as /root/Name.
+	Name string
+	// Git tells whether Root is a git work tree.
+	Git bool
+	// Subdir is the directory that was asked for, relative to Root; "." where it is Root.
+	Subdir string
+}
+
+// Find tells what is copied for path: the whole work tree where it is in one. A path that cannot be a workspace is a KindInvalid that
+// says what to do.
+func Find(ctx context.Context, cfg Config, path string) (Place, error) {
 	dir, err := resolve(path)
 	if err != nil {
-		return nil, err
+		return Place{}, err
 	}
-	s := &Source{Root: dir, Subdir: "."}
-	g := newGit(cfg)
-	root, err := g.findRoot(ctx, dir)
+	p := Place{Root: dir, Subdir: "."}
+	root, err := newGit(cfg).findRoot(ctx, dir)
+	if err != nil {
+		return Place{}, err
+	}
+	if root != "" {
+		if p.Subdir, err = filepath.Rel(root, dir); err != nil {
+			return Place{}, fmt.Errorf("copy %q: %w", path, err)
+		}
+		p.Root, p.Git = root, true
+	} else if cfg.Home != "" && sameFile(dir, cfg.Home) {
+		return Place{}, api.Errorf(api.KindInvalid, "copy %q: it is your home directory, with all that is in it", path).
+			WithHint("give a directory below it; single files of it go along with [[file_sync]] in config.toml")
+	}
+	if p.Root == "/" {
+		return Place{}, api.Errorf(api.KindInvalid, "copy %q: it is the root of the host's file system", path).
+			WithHint("give a directory below it")
+	}
+	p.Name = filepath.Base(p.Root)
+	return p, nil
+}
+
+// Check finds what is wrong with a first copy of path before anything is made: what Find finds, and a branch that cannot be.
+func Check(ctx context.Context, cfg Config, path string, opts Options) error {
+	p, err := Find(ctx, cfg, path)
+	if err != nil {
+		return err
+	}
+	if !p.Git && (opts.Branch != "" || opts.Depth != 0) {
+		return notGit(p.Root)
+	}
+	if opts.From != "" && opts.Branch == "" {
+		return api.Errorf(api.KindInvalid, "copy %q from %q: --from says where the branch of --branch begins", path, opts.From).
+			WithHint("give both: --branch NAME --from %s", opts.From)
+	}
+	if opts.Branch == "" {
+		return nil
+	}
+	r := &repo{git: newGit(cfg), root: p.Root, refs: map[string]string{}, files: map[string][]byte{}, skipped: &skipped{}}
+	if err := r.readRefs(ctx); err != nil {
+		return err
+	}
+	return r.newBranch(ctx, opts.Branch, opts.From)
+}
+
+// Prepare reads the directory at path, with its history packed into a temporary file. Errors are those of Check; an unreadable file and a
+// repository that is broken are a KindInvalid as well. What it cannot take along it lists in the Workspace that Stream returns.
+func Prepare(ctx context.Context, cfg Config, path string, opts Options) (*Source, error) {
+	p, err := Find(ctx, cfg, path)
 	if err != nil {
 		return nil, err
 	}
-	if root != "" {
-		if s.Subdir, err = filepath.Rel(root, dir); err != nil {
-			return nil, fmt.Errorf("copy %q: %w", path, err)
-		}
-		s.Root, s.Git = root, true
-	} else if cfg.Home != "" && sameFile(dir, cfg.Home) {
-		return nil, api.Errorf(api.KindInvalid, "copy %q: it is your home directory, with all that is in it", path).
-			WithHint("give a directory below it; single files of it go along with [[file_sync]] in config.toml")
-	}
-	if s.Root == "/" {
-		return nil, api.Errorf(api.KindInvalid, "copy %q: it is the root of the host's file system", path).
-			WithHint("give a directory below it")
-	}
-	s.Name = filepath.Base(s.Root)
+	s := &Source{Place: p, opts: opts, format: formatSHA1, read: time.Now(), repos: map[string]*repo{}}
 	if s.temp, err = makeTemp(cfg.TempDir); err != nil {
 		return nil, fmt.Errorf("copy %q: %w", path, err)
 	}
-	l := lister{git: g, source: s}
-	if s.Git {
-		err = l.workTree(ctx, "", 0)
-	} else {
-		err = l.directory(ctx)
-	}
-	if err == nil {
-		err = l.check(ctx)
-	}
+	err = s.list(ctx, newGit(cfg))
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+// list reads what there is to copy.
+func (s *Source) list(ctx context.Context, g git) error {
+	l := lister{git: g, source: s, opts: s.opts, tree: s.Root}
+	if !s.Git {
+		if s.opts.Branch != "" || s.opts.Depth != 0 {
+			return notGit(s.Root)
+		}
+		if err := l.directory(ctx); err != nil {
+			return err
+		}
+		return l.check(ctx)
+	}
+	if out, err := g.output(ctx, s.Root, nil, nil, "rev-parse", "--show-object-format"); err == nil {
+		s.format = line(out)
+	}
+	if b := s.opts.Base; b != nil && b.From != "" { // its files are the branch's own
+		_, err := l.repo(ctx, "", "")
+		return err
+	}
+	if s.opts.From != "" {
+		l.tree = filepath.Join(s.temp, "tree")
+		if err := os.Mkdir(l.tree, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := l.workTree(ctx, "", "", 0); err != nil {
+		return err
+	}
+	return l.check(ctx)
+}
+
+// notGit is the error for a branch or a depth of a plain directory.
+func notGit(root string) error {
+	return api.Errorf(api.KindInvalid, "copy %q: it is not a git work tree, which --branch, --from and --depth are for", root).
+		WithHint("leave them out, or make it one: git -C %s init", root)
 }
 
 // Close removes temporary files. The Source is of no use after it.

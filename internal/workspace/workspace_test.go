@@ -22,7 +22,7 @@ import (
 func (h *host) wantError(dir string, kind api.ErrorKind, texts ...string) {
 	h.Helper()
 	before, _ := filepath.Glob(filepath.Join(h.dir, "banger-workspace-*"))
-	s, err := Prepare(h.Context(), h.config(), dir)
+	s, err := Prepare(h.Context(), h.config(), dir, Options{})
 	if err == nil {
 		s.Close()
 	}
@@ -254,7 +254,7 @@ func TestSubdirectory(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	var rep recorder
-	if _, err := s.Stream(t.Context(), io.Discard, &rep); err != nil {
+	if _, _, err := s.Stream(t.Context(), io.Discard, &rep); err != nil {
 		t.Fatal(err)
 	}
 	if len(rep.notes) != 1 || !strings.Contains(rep.notes[0], "whole work tree") {
