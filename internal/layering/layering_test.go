@@ -23,7 +23,7 @@ var floor = map[string]int{
 	"client": 80, "internal/apiserver": 80,
 	"internal/vm":       70,
 	"internal/vmm/fake": 65, "internal/vmm/vmmtest": 64, "internal/vmm/fakeguest": 63,
-	"internal/vmm/supervise": 60, "internal/workspace": 60, "internal/image": 60, "internal/kernel": 60, "internal/image/oci": 50, "internal/image/bundle": 40,
+	"internal/vmm/supervise": 60, "internal/workspace": 61, "internal/image": 60, "internal/kernel": 60, "internal/image/oci": 50, "internal/image/bundle": 40,
 	"internal/operation": 55, "internal/config": 55, "internal/guest/agent": 55,
 	"internal/vmm/qemu": 50, "internal/vmm/firecracker": 50, "internal/vmm/firecracker/release": 48, "internal/vmm/jail": 45, "internal/vmm/confine": 40, "internal/vmm/probe": 50,
 	"internal/vmm/firecracker/fakefc": 95, "internal/vmm/firecracker/fakefc/program": 100, "internal/vmm/firecracker/fakefc/vhostvsock": 45, "internal/vmm/fakejailer": 95, "internal/vmm/fakejailer/program": 100, "internal/store": 50, "internal/deb": 50, "internal/hostfiles": 50, "internal/filesync": 50, "internal/quarantine": 50,
