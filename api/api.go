@@ -2,7 +2,7 @@
 // clients and the daemon exchange as JSON over the daemon's unix socket. It
 // imports only the standard library, so that anything can import it.
 //
-// The files divide it by noun: vm.go, files.go, ssh.go, image.go (kernels too), operation.go,
+// The files divide it by noun: vm.go, workspace.go, files.go, ssh.go, image.go (kernels too), operation.go,
 // daemon.go, and error.go with the error kinds and their HTTP statuses.
 //
 // Routes, all under /v1 (apiserver/routes.go is the list that is served):
@@ -18,14 +18,19 @@
 //	POST   /v1/vms/{name}/stop              StopVM → 202 Operation (result: VM)
 //	POST   /v1/vms/{name}/restart           StopVM → 202 Operation (result: VM)
 //	POST   /v1/vms/{name}/kill              → 202 Operation (result: VM)
-//	DELETE /v1/vms/{name}?force=true        → 202 Operation
+//	DELETE /v1/vms/{name}?DeleteVM          → 202 Operation
+//	POST   /v1/workspaces/check             PrepareWorkspace: 204 where nothing is wrong with it
 //	POST   /v1/vms/{name}/workspace         PrepareWorkspace → 202 Operation (result: Workspace)
+//	POST   /v1/vms/{name}/workspace/status  AskWorkspace → 202 Operation (result: WorkspaceStatus)
+//	POST   /v1/vms/{name}/workspace/pull    PullWorkspace → 202 Operation (result: Pull)
+//	GET    /v1/vms/{name}/workspaces        []WorkspaceCopy
+//	GET    /v1/vms/{name}/unpulled          []Unpulled
 //	GET    /v1/vms/{name}/exec              HTTP upgrade "banger-exec"; the stream is the exec
 //	                                        protocol of internal/guest/wire, spoken with the agent
 //	GET    /v1/vms/{name}/ssh-target        SSHTarget
 //	GET    /v1/vms/{name}/ssh               HTTP upgrade "banger-ssh"; the stream is that of the guest's
 //	                                        ssh server, which speaks first
-//	POST   /v1/vms/{name}/release           Release: the owner of a --rm VM is done with it
+//	POST   /v1/vms/{name}/release           Release: the owner of a --rm VM is done with it → 202 Operation
 //	GET    /v1/vms/{name}/logs?source=console|agent|vmm&follow=true   text/plain stream
 //	PUT    /v1/vms/{name}/files?PutFiles    a tar stream into the guest → FilesResult
 //	GET    /v1/vms/{name}/files?GetFiles    a tar stream out of it, with FilesEnd as trailer

@@ -136,7 +136,17 @@ type StopVM struct {
 	Wait Mark `json:"wait,omitempty"`
 }
 
+// DeleteVM asks to delete a VM.
+type DeleteVM struct {
+	// Force deletes one that runs, too, and with all that is in it, as Discard does.
+	Force bool `json:"force,omitempty"`
+	// Discard deletes one with commits, too, that were not pulled.
+	Discard bool `json:"discard,omitempty"`
+}
+
 // Release says that the owner of a VM is done with it.
 type Release struct {
 	Owner Owner `json:"owner"`
+	// Keep lets the VM be: it belongs to nobody from now on, and stays until it is deleted.
+	Keep bool `json:"keep,omitempty"`
 }

@@ -106,7 +106,7 @@ func TestNamesAreEscaped(t *testing.T) {
 		got = r.URL.EscapedPath() + "?" + r.URL.RawQuery
 		io.WriteString(w, "{}")
 	})})
-	if _, err := c.DeleteVM(t.Context(), "a/../b?force=true", false); err != nil || got != "/v1/vms/a%2F..%2Fb%3Fforce=true?force=false" {
+	if _, err := c.DeleteVM(t.Context(), "a/../b?force=true", api.DeleteVM{Discard: true}); err != nil || got != "/v1/vms/a%2F..%2Fb%3Fforce=true?discard=true&force=false" {
 		t.Errorf("%s, %v", got, err)
 	}
 }

@@ -57,18 +57,14 @@ func (c *Client) KillVM(ctx context.Context, name string) (api.Operation, error)
 	return call[api.Operation](ctx, c, http.MethodPost, vmPath(name, "/kill"), nil)
 }
 
-// DeleteVM deletes a VM with its data; force deletes one that runs.
-func (c *Client) DeleteVM(ctx context.Context, name string, force bool) (api.Operation, error) {
-	return call[api.Operation](ctx, c, http.MethodDelete, vmPath(name, "?force="+strconv.FormatBool(force)), nil)
-}
-
-// PrepareWorkspace copies a directory of the host into a VM. Result: api.Workspace.
-func (c *Client) PrepareWorkspace(ctx context.Context, name string, req api.PrepareWorkspace) (api.Operation, error) {
-	return call[api.Operation](ctx, c, http.MethodPost, vmPath(name, "/workspace"), req)
+// DeleteVM deletes a VM with its data.
+func (c *Client) DeleteVM(ctx context.Context, name string, req api.DeleteVM) (api.Operation, error) {
+	q := url.Values{"force": {strconv.FormatBool(req.Force)}, "discard": {strconv.FormatBool(req.Discard)}}
+	return call[api.Operation](ctx, c, http.MethodDelete, vmPath(name, "?"+q.Encode()), nil)
 }
 
 // ReleaseVM says that req's owner is done with a VM that is removed on exit. The operation deletes
-// it; its ID is empty where the daemon had nothing to do.
+// it, unless req keeps it; its ID is empty where the daemon had nothing to do.
 func (c *Client) ReleaseVM(ctx context.Context, name string, req api.Release) (api.Operation, error) {
 	return call[api.Operation](ctx, c, http.MethodPost, vmPath(name, "/release"), req)
 }

@@ -22,9 +22,14 @@ type VMs interface {
 	Stop(ctx context.Context, name string, timeout time.Duration, rep progress.Reporter) (api.VM, error)
 	Restart(ctx context.Context, name string, timeout time.Duration, want api.Mark, rep progress.Reporter) (api.VM, error)
 	Kill(ctx context.Context, name string) (api.VM, error)
-	Delete(ctx context.Context, name string, force bool) error
-	Release(ctx context.Context, name string, owner api.Owner) error
+	Delete(ctx context.Context, name string, req api.DeleteVM) error
+	Release(ctx context.Context, name string, req api.Release) error
+	CheckWorkspace(ctx context.Context, req api.PrepareWorkspace) error
 	PrepareWorkspace(ctx context.Context, name string, req api.PrepareWorkspace, rep progress.Reporter) (api.Workspace, error)
+	Workspaces(ctx context.Context, name string) ([]api.WorkspaceCopy, error)
+	WorkspaceStatus(ctx context.Context, name string, which api.AskWorkspace, rep progress.Reporter) (api.WorkspaceStatus, error)
+	PullWorkspace(ctx context.Context, name string, req api.PullWorkspace, rep progress.Reporter) (api.Pull, error)
+	Unpulled(ctx context.Context, name string) ([]api.Unpulled, error)
 	DialExec(ctx context.Context, name string) (net.Conn, error)
 	DialSSH(ctx context.Context, name string) (net.Conn, error)
 	SSHTarget(ctx context.Context, name string) (api.SSHTarget, error)

@@ -90,10 +90,11 @@ func (s *Server) killVM(ctx context.Context, in *ByName) (*reply[api.Operation],
 
 func (s *Server) deleteVM(ctx context.Context, in *struct {
 	ByName
-	Force bool `query:"force"`
+	Force   bool `query:"force"`
+	Discard bool `query:"discard"`
 }) (*reply[api.Operation], error) {
 	return s.vmOperation(ctx, "vm.delete", in.Name, func(ctx context.Context, _ progress.Reporter) (any, error) {
-		return none{}, s.cfg.VMs.Delete(ctx, in.Name, in.Force)
+		return none{}, s.cfg.VMs.Delete(ctx, in.Name, api.DeleteVM{Force: in.Force, Discard: in.Discard})
 	})
 }
 
@@ -102,16 +103,7 @@ func (s *Server) releaseVM(ctx context.Context, in *struct {
 	Body api.Release
 }) (*reply[api.Operation], error) {
 	return s.operation(ctx, "vm.release", in.Name, func(ctx context.Context, _ progress.Reporter) (any, error) {
-		return none{}, s.cfg.VMs.Release(ctx, in.Name, in.Body.Owner)
-	})
-}
-
-func (s *Server) prepareWorkspace(ctx context.Context, in *struct {
-	ByName
-	Body api.PrepareWorkspace
-}) (*reply[api.Operation], error) {
-	return s.vmOperation(ctx, "vm.workspace", in.Name, func(ctx context.Context, rep progress.Reporter) (any, error) {
-		return s.cfg.VMs.PrepareWorkspace(ctx, in.Name, in.Body, rep)
+		return none{}, s.cfg.VMs.Release(ctx, in.Name, in.Body)
 	})
 }
 

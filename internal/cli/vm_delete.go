@@ -38,6 +38,6 @@ func newVMDelete(a *App) *cobra.Command {
 
 func runVMDelete(ctx context.Context, a *App, o *vmDeleteOptions) error {
 	return a.eachVM(ctx, "vm delete", o.names, o.all, func(ctx context.Context, c *client.Client, name string) (api.Operation, error) {
-		return c.DeleteVM(ctx, name, o.force)
+		return c.DeleteVM(ctx, name, api.DeleteVM{Force: o.force})
 	})
 }

@@ -266,7 +266,7 @@ func (r *run) abandon(ctx context.Context, err error) error {
 	if e := api.AsError(err); e.Kind == api.KindGuest {
 		return e.WithHint("the VM was kept: banger vm logs %s, then banger vm delete --force %s", r.vm.Name, r.vm.Name)
 	}
-	r.remove(ctx, func(ctx context.Context) (api.Operation, error) { return r.client.DeleteVM(ctx, r.vm.ID, true) })
+	r.remove(ctx, func(ctx context.Context) (api.Operation, error) { return r.client.DeleteVM(ctx, r.vm.ID, api.DeleteVM{Force: true}) })
 	return err
 }
 

@@ -32,7 +32,7 @@ const (
 // makers is package vm, as far as images are built in VMs.
 type makers interface {
 	Create(ctx context.Context, req api.CreateVM, rep progress.Reporter) (api.VM, error)
-	Delete(ctx context.Context, nameOrID string, force bool) error
+	Delete(ctx context.Context, nameOrID string, req api.DeleteVM) error
 	DialExec(ctx context.Context, nameOrID string) (net.Conn, error)
 	PutFiles(ctx context.Context, nameOrID string, req api.PutFiles, r io.Reader) (api.FilesResult, error)
 	Root(ctx context.Context, name string, clean bool, w io.Writer) (api.FilesResult, error)
@@ -59,7 +59,7 @@ func (b *buildVMs) StartBuild(ctx context.Context, base string, rep progress.Rep
 		// One that did not come up is kept for its logs, which nobody would look for here.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 		defer cancel()
-		return nil, errors.Join(err, deleted(b.vms.Delete(ctx, name, true)))
+		return nil, errors.Join(err, deleted(b.vms.Delete(ctx, name, api.DeleteVM{Force: true})))
 	}
 	return &buildVM{vms: b.vms, id: vm.ID, accel: vm.Accel}, nil
 }
@@ -106,4 +106,4 @@ func (b *buildVM) Root(ctx context.Context, w io.Writer) (api.FilesResult, error
 }
 
 // Remove implements image.BuildVM.
-func (b *buildVM) Remove(ctx context.Context) error { return deleted(b.vms.Delete(ctx, b.id, true)) }
+func (b *buildVM) Remove(ctx context.Context) error { return deleted(b.vms.Delete(ctx, b.id, api.DeleteVM{Force: true})) }

@@ -32,13 +32,13 @@ func (f *fakeMakers) Create(_ context.Context, req api.CreateVM, _ progress.Repo
 	return api.VM{ID: "id-of-" + req.Name, Name: req.Name, Accel: "kvm"}, f.fail
 }
 
-func (f *fakeMakers) Delete(ctx context.Context, nameOrID string, force bool) error {
+func (f *fakeMakers) Delete(ctx context.Context, nameOrID string, req api.DeleteVM) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case !f.has(nameOrID):
 		return api.Errorf(api.KindNotFound, "no vm %q", nameOrID)
-	case !force:
+	case !req.Force:
 		return api.Errorf(api.KindConflict, "it runs")
 	}
 	f.made = nil

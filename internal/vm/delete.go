@@ -9,17 +9,17 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/store"
 )
 
-// Delete removes a VM and its data. A VM that runs is refused unless force is set; it is killed then.
-func (s *Service) Delete(ctx context.Context, nameOrID string, force bool) error {
+// Delete removes a VM and its data. A VM that runs is refused unless req forces it; it is killed then.
+func (s *Service) Delete(ctx context.Context, nameOrID string, req api.DeleteVM) error {
 	rec, err := s.cfg.Records.VM(ctx, nameOrID)
 	if err != nil {
 		return err
 	}
-	if s.running(rec.ID) != nil && !force {
+	if s.running(rec.ID) != nil && !req.Force {
 		return api.Errorf(api.KindConflict, "vm %q is %s", rec.Name, rec.State).
 			WithHint("stop it first (banger vm stop %s), or delete it as it is: banger vm delete --force %s", rec.Name, rec.Name)
 	}
-	return s.delete(ctx, rec.ID, force)
+	return s.delete(ctx, rec.ID, req.Force)
 }
 
 func (s *Service) delete(ctx context.Context, id string, force bool) error {
@@ -74,7 +74,7 @@ func (s *Service) remove(ctx context.Context, rec store.VM) error {
 
 // Release says that the owner of a --rm VM is done with it: the VM is deleted. A VM that is not such a
 // VM, or has another owner, is left alone with an error.
-func (s *Service) Release(ctx context.Context, nameOrID string, owner api.Owner) error {
+func (s *Service) Release(ctx context.Context, nameOrID string, req api.Release) error {
 	rec, err := s.cfg.Records.VM(ctx, nameOrID)
 	if api.KindOf(err) == api.KindNotFound {
 		return nil
@@ -82,8 +82,11 @@ func (s *Service) Release(ctx context.Context, nameOrID string, owner api.Owner)
 	if err != nil {
 		return err
 	}
-	if !rec.RemoveOnExit || rec.Owner == nil || *rec.Owner != owner {
-		return api.Errorf(api.KindConflict, "vm %q does not belong to process %d", rec.Name, owner.PID).
+	if req.Keep {
+		return api.Errorf(api.KindInternal, "not yet")
+	}
+	if !rec.RemoveOnExit || rec.Owner == nil || *rec.Owner != req.Owner {
+		return api.Errorf(api.KindConflict, "vm %q does not belong to process %d", rec.Name, req.Owner.PID).
 			WithHint("remove it with banger vm delete --force %s", rec.Name)
 	}
 	return s.delete(ctx, rec.ID, true)

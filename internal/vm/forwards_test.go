@@ -118,7 +118,7 @@ func TestForwardsFollowTheVM(t *testing.T) {
 	if _, err := w.svc.Restart(t.Context(), "web", 0, "", progress.Discard); err != nil {
 		t.Error(err)
 	}
-	if err := w.svc.Delete(t.Context(), "web", true); err != nil {
+	if err := w.svc.Delete(t.Context(), "web", api.DeleteVM{Force: true}); err != nil {
 		t.Fatal(err)
 	}
 	if got := says(t, f); !strings.Contains(got, "refused") {

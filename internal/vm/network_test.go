@@ -38,7 +38,7 @@ func TestNetworkOfVMs(t *testing.T) {
 	if b, err := w.svc.Start(t.Context(), "b", "", progress.Discard); err != nil || b.Address != netip.MustParseAddr("172.16.0.3") {
 		t.Errorf("b has %s, %v", b.Address, err)
 	}
-	if err := w.svc.Delete(t.Context(), "a", false); err != nil {
+	if err := w.svc.Delete(t.Context(), "a", api.DeleteVM{}); err != nil {
 		t.Fatal(err)
 	}
 	if c := w.create(api.CreateVM{Name: "c", Start: true}); c.Address != a.Address {
@@ -124,7 +124,7 @@ func TestFramesAreLost(t *testing.T) {
 	}
 	// One that ends while it waits for its next attempt is not joined again.
 	w.network.lose(a.ID)
-	if err := w.svc.Delete(t.Context(), "a", true); err != nil {
+	if err := w.svc.Delete(t.Context(), "a", api.DeleteVM{Force: true}); err != nil {
 		t.Fatal(err)
 	}
 	w.svc.Close()
@@ -165,7 +165,7 @@ func TestGuestsResetTheirConnections(t *testing.T) {
 	_ = m.Pause(t.Context())
 	w.network.forget()
 	w.restart()
-	if err := w.svc.Delete(t.Context(), "a", true); err != nil {
+	if err := w.svc.Delete(t.Context(), "a", api.DeleteVM{Force: true}); err != nil {
 		t.Fatal(err)
 	}
 	// A guest that cannot do it is joined all the same.

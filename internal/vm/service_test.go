@@ -42,7 +42,7 @@ func TestLife(t *testing.T) {
 	if again, err := w.svc.Start(ctx, "a", "", progress.Discard); err != nil || again.VMMPID != vm.VMMPID {
 		t.Errorf("started again: %+v, %v", again, err)
 	}
-	if err := w.svc.Delete(ctx, "a", false); api.KindOf(err) != api.KindConflict {
+	if err := w.svc.Delete(ctx, "a", api.DeleteVM{}); api.KindOf(err) != api.KindConflict {
 		t.Errorf("delete while it runs: %v", err)
 	}
 	for range 2 { // the second finds it stopped
@@ -56,7 +56,7 @@ func TestLife(t *testing.T) {
 	if vm, err = w.svc.Kill(ctx, "a"); err != nil || vm.State != api.StateStopped {
 		t.Errorf("killed %+v, %v", vm, err)
 	}
-	if err := w.svc.Delete(ctx, "a", false); err != nil {
+	if err := w.svc.Delete(ctx, "a", api.DeleteVM{}); err != nil {
 		t.Error(err)
 	}
 	w.empty()
@@ -251,13 +251,13 @@ func TestOwners(t *testing.T) {
 	t.Run("release", func(t *testing.T) {
 		w := newWorld(t)
 		start(w)
-		if err := w.svc.Release(t.Context(), "a", api.Owner{PID: 8}); api.KindOf(err) != api.KindConflict {
+		if err := w.svc.Release(t.Context(), "a", api.Release{Owner: api.Owner{PID: 8}}); api.KindOf(err) != api.KindConflict {
 			t.Errorf("release by another: %v", err)
 		}
-		if err := w.svc.Release(t.Context(), "a", owner); err != nil {
+		if err := w.svc.Release(t.Context(), "a", api.Release{Owner: owner}); err != nil {
 			t.Error(err)
 		}
-		if err := w.svc.Release(t.Context(), "a", owner); err != nil {
+		if err := w.svc.Release(t.Context(), "a", api.Release{Owner: owner}); err != nil {
 			t.Errorf("released twice: %v", err)
 		}
 		w.empty()

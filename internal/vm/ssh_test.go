@@ -35,7 +35,7 @@ func TestKnownHostsFollowTheVMs(t *testing.T) {
 	if got := w.known(); got != "a.vm b.vm" {
 		t.Errorf("after two were created: %q", got)
 	}
-	if err := w.svc.Delete(t.Context(), "a", false); err != nil {
+	if err := w.svc.Delete(t.Context(), "a", api.DeleteVM{}); err != nil {
 		t.Fatal(err)
 	}
 	if got := w.known(); got != "b.vm" {
