@@ -37,7 +37,7 @@ type repoUpdate struct {
 	files   []entry
 	remove  []string
 	updates []string // lines for update-ref --stdin
-	links   [][2]string
+	links   [][2]string // symbolic refs and what they name; "" deletes one
 }
 
 // guestRepo is a repository of the guest as its git says.
@@ -236,13 +236,15 @@ func (ru *repoUpdate) setRef(name, host, guest string) {
 		return
 	}
 	if strings.HasPrefix(guest, symbolic) {
-		return // the guest has made a link of it
+		ru.links = append(ru.links, [2]string{name, ""})
+		guest = ""
 	}
 	if guest != "" && guest != ru.base.Refs[name] {
 		ru.updates = append(ru.updates, "update "+overwritten+guest+" "+guest)
 	}
 	zero := strings.Repeat("0", len(idOf(ru.u.src.format, nil)))
 	switch {
+	case host == "" && guest == "":
 	case host == "":
 		ru.updates = append(ru.updates, "delete "+name+" "+guest)
 	case guest == "":
@@ -392,14 +394,18 @@ func (ru *repoUpdate) refs(ctx context.Context) error {
 			return err
 		}
 	}
-	if len(ru.updates) > 0 {
-		in := strings.NewReader(strings.Join(ru.updates, "\n") + "\n")
-		if err := ru.u.guest.Git(ctx, ru.prefix, in, &bounded{limit: 4 << 10}, "update-ref", "--stdin"); err != nil {
+	for _, l := range ru.links {
+		args := []string{"symbolic-ref", l[0], l[1]}
+		if l[1] == "" {
+			args = []string{"symbolic-ref", "--delete", l[0]}
+		}
+		if err := ru.u.guest.Git(ctx, ru.prefix, nil, &bounded{limit: 4 << 10}, args...); err != nil {
 			return fmt.Errorf("set the refs of %q: %w", ru.r.root, err)
 		}
 	}
-	for _, l := range ru.links {
-		if err := ru.u.guest.Git(ctx, ru.prefix, nil, &bounded{limit: 4 << 10}, "symbolic-ref", l[0], l[1]); err != nil {
+	if len(ru.updates) > 0 {
+		in := strings.NewReader(strings.Join(ru.updates, "\n") + "\n")
+		if err := ru.u.guest.Git(ctx, ru.prefix, in, &bounded{limit: 4 << 10}, "update-ref", "--stdin"); err != nil {
 			return fmt.Errorf("set the refs of %q: %w", ru.r.root, err)
 		}
 	}
