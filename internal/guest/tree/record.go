@@ -51,27 +51,26 @@ func (w *Writer) End(failed *api.Error) error {
 	return w.out.Flush()
 }
 
-// entry writes the record of an entry whose path is prefix and name.
-func (w *Writer) entry(st *status, prefix string, name []byte) error {
-	if len(prefix)+len(name) > MaxPath {
-		return api.Errorf(api.KindInvalid, "the path %q… is longer than %d bytes", prefix+string(name[:min(len(name), maxShown)]), MaxPath)
-	}
-	if w.n >= MaxEntries {
-		return api.Errorf(api.KindInvalid, "there are more than %d files", MaxEntries)
-	}
-	w.rec = append(append(append(appendStatus(w.rec[:0], st), prefix...), name...), 0)
-	return w.records(w.rec, 1)
-}
-
 // records writes n records.
 func (w *Writer) records(b []byte, n int) error {
-	if w.n += n; w.n&1023 < n && w.ctx.Err() != nil {
+	if w.ctx.Err() != nil {
 		return context.Cause(w.ctx)
+	}
+	if w.n += n; w.n > MaxEntries {
+		return api.Errorf(api.KindInvalid, "there are more than %d files", MaxEntries)
 	}
 	if _, err := w.out.Write(b); err != nil {
 		return fmt.Errorf("answer: %w", err)
 	}
 	return nil
+}
+
+// appendEntry appends the record of an entry whose path is prefix and name.
+func appendEntry(b []byte, st *status, prefix string, name []byte) ([]byte, error) {
+	if len(prefix)+len(name) > MaxPath {
+		return b, api.Errorf(api.KindInvalid, "the path %q… is longer than %d bytes", prefix+string(name[:min(len(name), maxShown)]), MaxPath)
+	}
+	return append(append(append(appendStatus(b, st), prefix...), name...), 0), nil
 }
 
 // appendStatus appends what precedes a path or an id.
