@@ -1,6 +1,7 @@
 package tree_test
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -114,4 +115,23 @@ func BenchmarkHash(b *testing.B) {
 			}
 		}
 	})
+}
+
+func BenchmarkReader(b *testing.B) {
+	var answer strings.Builder
+	for i := range benchDirs * benchFiles {
+		fmt.Fprintf(&answer, "f644 %d 1700000000 src/part%02d/dir%02d/some_source_file_%d.go\x00", i, i%25, i%40, i)
+	}
+	fmt.Fprintf(&answer, ".%d\x00", benchDirs*benchFiles)
+	b.ReportAllocs()
+	for b.Loop() {
+		r := tree.NewReader(strings.NewReader(answer.String()))
+		for {
+			if _, err := r.Entry(); errors.Is(err, io.EOF) {
+				break
+			} else if err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
 }

@@ -279,7 +279,7 @@ func TestHash(t *testing.T) {
 func TestHashMany(t *testing.T) {
 	root := t.TempDir()
 	var asked []string
-	for i := range 3000 {
+	for i := range 1000 {
 		name := fmt.Sprintf("%d/%d/%d", i%7, i%70, i)
 		if i%5 > 0 {
 			write(t, root, name)
@@ -330,7 +330,7 @@ func TestChanges(t *testing.T) {
 	})
 	asked := []string{"d/secret", "secret", "d"}
 	ids := []string{"", blob(contents[0]), blob(contents[1]), blob(contents[2]), blob(outside + "/secret"), blob(outside + "/d")}
-	for range 300 {
+	for range 100 {
 		for _, s := range hash(t, root, tree.SHA1, asked...) {
 			if !slices.Contains(ids, s.ID) {
 				t.Errorf("%+v", s)
@@ -346,7 +346,7 @@ func TestChanges(t *testing.T) {
 				t.Errorf("packed %q: %.100q", name, content)
 			}
 		}
-		if err := tree.Remove(t.Context(), root, encode(t, asked...)); err != nil && !errors.Is(err, unix.EPERM) {
+		if err := tree.Remove(t.Context(), root, encode(t, asked...)); err != nil {
 			t.Error(err)
 		}
 	}
