@@ -11,16 +11,14 @@ import (
 	"git.thaloco.com/thaloco/banger/api"
 )
 
-// Writer writes an answer: records that end with a NUL, and at its end one that says how many there were, or what went wrong. A record is
+// Writer writes an answer: records that end with a NUL, and at its end one that says how many there were, or what went wrong.
 //
-//	f644 1234 1700000000 PATH    a file (f), link (l) or directory (d): permissions in octal, size, mtime, and in a listing the path
-//	f644 1234 1700000000 ID      … where the paths are those of the request, in their order: the id of a blob, or - for a directory
-//	s                            something special
-//	-                            nothing
-//	.2                           the end, after two records
-//	!{"kind":…}                  a failure, as JSON
-//
-// without the spaces shown at their ends.
+//	f644 1234 1700000000 PATH   of a listing: file (f), link (l) or directory (d), permissions in octal, size, mtime, path
+//	f644 1234 1700000000 ID     of a path that was asked for, in the order of the request: as above, with the id of the blob, of a directory "-"
+//	s                           of one where something special is
+//	-                           of one where nothing is
+//	.2                          the end, after two records
+//	!{"kind":"…","message":"…"} a failure, as JSON of an api.Error
 type Writer struct {
 	ctx context.Context
 	out *bufio.Writer
