@@ -3,8 +3,6 @@ package workspace
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -285,11 +283,15 @@ func (ru *repoUpdate) planIndex(ctx context.Context, own bool) error {
 		ru.u.notes = append(ru.u.notes, ru.r.label+"the index: what is staged here belongs to another commit than the VM has")
 		return nil
 	}
-	sum := sha256.New()
-	if err := ru.u.guest.Git(ctx, ru.prefix, nil, sum, listIndex...); err != nil {
+	sum := newIndexSum()
+	err := ru.u.guest.Git(ctx, ru.prefix, nil, sum, listIndex...)
+	if err == nil && sum.empty {
+		err = ru.u.guest.Git(ctx, ru.prefix, nil, sum, listPromised...)
+	}
+	if err != nil {
 		return err
 	}
-	now := hex.EncodeToString(sum.Sum(nil))
+	now := sum.String()
 	ru.next.Given.Index = ru.next.Host.Index
 	switch {
 	case now == ru.next.Host.Index:
@@ -299,7 +301,7 @@ func (ru *repoUpdate) planIndex(ctx context.Context, own bool) error {
 		return nil
 	}
 	var busy bool
-	err := ru.u.guest.Hash(ctx, ru.u.src.format, []string{ru.name("index.lock")}, func(f GuestFile) error {
+	err = ru.u.guest.Hash(ctx, ru.u.src.format, []string{ru.name("index.lock")}, func(f GuestFile) error {
 		busy = !f.Missing
 		return nil
 	})
