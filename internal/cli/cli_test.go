@@ -161,7 +161,7 @@ func TestUnknownCommands(t *testing.T) {
 var layers = map[string][]string{
 	"../../cmd/banger": {"internal/cli"},
 	".": {"api", "client", "internal/buildinfo", "internal/config", "internal/doctor", "internal/network/bridge", "internal/guest/exec", "internal/guest/wire",
-		"internal/filestream", "internal/forward", "internal/guest/files", "internal/network/bridge", "internal/hostexec", "internal/hostfiles", "internal/hostproc", "internal/paths", "internal/sshkeys"},
+		"internal/disk", "internal/filestream", "internal/forward", "internal/guest/files", "internal/network/bridge", "internal/hostexec", "internal/hostfiles", "internal/hostproc", "internal/paths", "internal/sshkeys"},
 	"../../client": {"api", "internal/filestream", "internal/buildinfo", "internal/paths"},
 	"../../api":    nil,
 }

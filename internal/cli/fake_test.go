@@ -44,6 +44,7 @@ type fakeDaemon struct {
 	nextOp     int
 	requests   []string // "METHOD path"
 	copied     []string // paths of workspaces
+	work       fakeWork
 	accel      string   // of VMs that are made
 	owned      []string // ids of processes that are to go with their client, "" for none, per exec stream
 	stopped    bool
@@ -150,6 +151,7 @@ func (d *fakeDaemon) handler() http.Handler {
 	d.forwardRoutes(handle)
 	d.statsRoutes(handle)
 	d.portsRoutes(handle)
+	d.workspaceRoutes(handle)
 	d.storeRoutes(handle)
 	handle("PUT /v1/vms/{name}/files", d.putFiles)
 	mux.HandleFunc("GET /v1/operations/{id}/events", d.operationEvents)
@@ -275,6 +277,9 @@ func (d *fakeDaemon) vmRoutes(handle handleFunc) {
 		if vm.State == api.StateRunning && r.URL.Query().Get("force") != "true" {
 			return api.Errorf(api.KindConflict, "delete vm %q: it runs", vm.Name).WithHint("banger vm delete --force %s", vm.Name)
 		}
+		if len(d.work.lost[vm.Name]) > 0 && r.URL.Query().Get("force") != "true" && r.URL.Query().Get("discard") != "true" {
+			return api.Errorf(api.KindConflict, "delete vm %q: it has commits that were not pulled", vm.Name).WithHint("banger vm workspace pull %s", vm.Name)
+		}
 		delete(d.vms, vm.Name)
 		return nil
 	}))
@@ -285,21 +290,13 @@ func (d *fakeDaemon) vmRoutes(handle handleFunc) {
 			if o := d.owners[vm.Name]; o == nil || *o != req.Owner {
 				return api.Errorf(api.KindConflict, "vm %q has another owner", vm.Name)
 			}
+			if req.Keep {
+				vm.RemoveOnExit, d.owners[vm.Name] = false, nil
+				return nil
+			}
 			delete(d.vms, vm.Name)
 			return nil
 		})(r)
-	})
-	handle("POST /v1/vms/{name}/workspace", func(r *http.Request) (int, any, error) {
-		var req api.PrepareWorkspace
-		json.NewDecoder(r.Body).Decode(&req)
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		return d.start("vm.workspace", r.PathValue("name"), func(*fakeOp) (any, error) {
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			d.copied = append(d.copied, req.Path)
-			return api.Workspace{Path: req.Path, GuestPath: req.Path, Skipped: []string{"a socket"}}, nil
-		})
 	})
 }
 

@@ -69,6 +69,7 @@ type remote struct {
 	start  wire.ExecStart // ID is required
 	attach string         // an id; empty to start
 	stdin  bool           // pass stdin on
+	in     io.Reader      // stdin; nil for this process's
 }
 
 func (r remote) id() string {
@@ -83,7 +84,11 @@ func (r remote) id() string {
 func (a *App) runRemote(ctx context.Context, c *client.Client, r remote) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	s := remoteSession{app: a, in: a.In, remote: r, cancel: cancel}
+	in := a.In
+	if r.in != nil {
+		in = r.in
+	}
+	s := remoteSession{app: a, in: in, remote: r, cancel: cancel}
 	opts := exec.Options{
 		Dial: s.dialer(c), Start: r.start, AttachID: r.attach,
 		Stdout: a.Out, Stderr: a.Err, OnState: s.state,
@@ -95,7 +100,7 @@ func (a *App) runRemote(ctx context.Context, c *client.Client, r remote) error {
 	go s.forward(ctx, sigs, names)
 	defer pipeErrors()()
 	if r.stdin && !a.Terminal.InBackground {
-		opts.Stdin = a.In
+		opts.Stdin = in
 	}
 	if r.start.PTY {
 		restore, err := a.Terminal.Raw()

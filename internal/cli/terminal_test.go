@@ -369,3 +369,23 @@ func TestHostTerminal(t *testing.T) {
 		t.Error("a file was made raw")
 	}
 }
+
+// TestDeletionIsAskedOnARealTerminal: the answer is read although the command's stdin was waiting for keys, and the terminal is as before.
+func TestDeletionIsAskedOnARealTerminal(t *testing.T) {
+	for answer, left := range map[string]string{"y\n": "", "n\n": "web running", "\x04": "web running", "\x03": "web running"} {
+		a := newTestApp(t)
+		d := startFake(t, a.env)
+		d.work.lost = map[string][]api.Unpulled{"web": lost("refs/heads/x")}
+		cmd := a.banger(t, "vm", "run", "--rm", "--name", "web")
+		keys, tty, screen, before := onTerminal(t, cmd)
+		keys.WriteString("echo up-$((40+2)); exit 6\n")
+		waitFor(t, func() bool { return strings.Contains(screen.String(), "Delete it all the same? [y/N] ") })
+		if now := termios(t, tty); now != before {
+			t.Errorf("%q: the terminal is not as before when it is asked", answer)
+		}
+		keys.WriteString(answer)
+		if code := status(t, cmd); code != 6 || d.String() != left {
+			t.Errorf("%q: status %d, left %q: %q", answer, code, d, screen.String())
+		}
+	}
+}

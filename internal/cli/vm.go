@@ -3,9 +3,7 @@ package cli
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 
@@ -226,53 +224,4 @@ func (a *App) offerStart(ctx context.Context, c *client.Client, name string) err
 		return c.StartVM(ctx, vm.ID, api.StartVM{})
 	}})
 	return err
-}
-
-// confirm asks a question that is answered with y, n or, for yes, the return key. The end of stdin is a no.
-func (a *App) confirm(ctx context.Context, question string) (bool, error) {
-	for {
-		fmt.Fprintf(a.Err, "banger: %s [Y/n] ", safeText(question))
-		type answer struct {
-			text string
-			err  error
-		}
-		got := make(chan answer, 1)
-		go func() { // a read does not end with ctx; the program does
-			text, err := readLine(a.In)
-			got <- answer{text, err}
-		}()
-		select {
-		case <-ctx.Done():
-			fmt.Fprintln(a.Err)
-			return false, context.Cause(ctx)
-		case ans := <-got:
-			switch text := strings.ToLower(strings.TrimSpace(ans.text)); {
-			case ans.err != nil:
-				fmt.Fprintln(a.Err)
-				if errors.Is(ans.err, io.EOF) {
-					return false, nil
-				}
-				return false, ans.err
-			case text == "" || text == "y" || text == "yes":
-				return true, nil
-			case text == "n" || text == "no":
-				return false, nil
-			}
-		}
-	}
-}
-
-// readLine reads a line and not a byte more: what follows is for somebody else.
-func readLine(r io.Reader) (string, error) {
-	var line []byte
-	for b := make([]byte, 1); len(line) < 1024; {
-		n, err := r.Read(b)
-		if n > 0 && b[0] == '\n' {
-			break
-		}
-		if line = append(line, b[:n]...); err != nil {
-			return string(line), err
-		}
-	}
-	return string(line), nil
 }

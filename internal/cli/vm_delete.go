@@ -2,6 +2,8 @@ package cli
 
 import (
 	"context"
+	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -21,7 +23,8 @@ func newVMDelete(a *App) *cobra.Command {
 		Aliases:    []string{"rm"},
 		SuggestFor: []string{"remove", "destroy"},
 		Short:      "Delete VMs with everything in them",
-		Long:       "Delete VMs with everything in them. One that runs is only deleted with --force.",
+		Long: `Delete VMs with everything in them. One that runs is only deleted with --force. Where a VM has commits that were not
+pulled you are asked on a terminal; elsewhere it is refused.`,
 		Example: `  banger vm delete testbox
   banger vm rm --force web db
   banger vm delete --all --force`,
@@ -32,12 +35,100 @@ func newVMDelete(a *App) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&o.all, "all", false, "all VMs")
-	cmd.Flags().BoolVarP(&o.force, "force", "f", false, "also one that runs")
+	cmd.Flags().BoolVarP(&o.force, "force", "f", false, "also one that runs, and with commits that were not pulled; asks nothing")
 	return cmd
 }
 
 func runVMDelete(ctx context.Context, a *App, o *vmDeleteOptions) error {
-	return a.eachVM(ctx, "vm delete", o.names, o.all, func(ctx context.Context, c *client.Client, name string) (api.Operation, error) {
-		return c.DeleteVM(ctx, name, api.DeleteVM{Force: o.force})
-	})
+	d := deletion{names: o.names, all: o.all}
+	if !o.force && a.Terminal.In && a.Terminal.Err {
+		if err := a.askDeletion(ctx, &d); err != nil {
+			return err
+		}
+	}
+	if len(d.names) > 0 || !d.asked {
+		err := a.eachVM(ctx, "vm delete", d.names, d.all, func(ctx context.Context, c *client.Client, name string) (api.Operation, error) {
+			return c.DeleteVM(ctx, name, api.DeleteVM{Force: o.force, Discard: d.discard[name]})
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if d.kept {
+		return statusError{exitFailure}
+	}
+	return nil
+}
+
+// deletion is which VMs are to be deleted.
+type deletion struct {
+	names []string
+	all   bool
+	// asked: names are those for which there was no question, or a yes; discard has the latter. kept: there was a no.
+	asked, kept bool
+	discard     map[string]bool
+}
+
+// askDeletion asks about VMs with commits that were not pulled. About one that is refused anyway, as it runs, it does not.
+func (a *App) askDeletion(ctx context.Context, d *deletion) error {
+	c, err := a.connect()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	names, err := vmNames(ctx, c, "vm delete", d.names, d.all)
+	if err != nil {
+		return err
+	}
+	d.names, d.all, d.asked, d.discard = nil, false, true, map[string]bool{}
+	for _, name := range names {
+		lost, err := a.unpulledOfStopped(ctx, c, name)
+		if err != nil {
+			return err
+		}
+		if len(lost) > 0 {
+			a.warnUnpulled(name, lost)
+			yes, err := a.ask(ctx, a.In, deleteAnyway, false)
+			if err != nil {
+				return err
+			}
+			if d.kept = d.kept || !yes; !yes {
+				continue
+			}
+			d.discard[name] = true
+		}
+		d.names = append(d.names, name)
+	}
+	return nil
+}
+
+// unpulledOfStopped is what would be lost with a VM that does not run. What is wrong with the VM its deletion says.
+func (a *App) unpulledOfStopped(ctx context.Context, c *client.Client, name string) ([]api.Unpulled, error) {
+	vm, err := c.VM(ctx, name)
+	if err == nil && (vm.State == api.StateStopped || vm.State == api.StateFailed) {
+		var lost []api.Unpulled
+		if lost, err = c.Unpulled(ctx, name); err == nil {
+			return lost, nil
+		}
+	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	return nil, nil
+}
+
+// maxLost is how many refs of a copy are named before it is deleted.
+const maxLost = 10
+
+// warnUnpulled says what would be lost with a VM, whether notes are wanted or not.
+func (a *App) warnUnpulled(vm string, lost []api.Unpulled) {
+	fmt.Fprintf(a.Err, "banger: vm %q has commits that were not pulled:\n", vm)
+	for _, u := range lost {
+		refs := u.Refs[:min(len(u.Refs), maxLost)]
+		more := ""
+		if n := len(u.Refs) - len(refs); n > 0 {
+			more = fmt.Sprintf(" and %d more", n)
+		}
+		fmt.Fprintf(a.Err, "  %s: %s%s\n", safeText(u.GuestPath), safeText(strings.Join(refs, ", ")), more)
+	}
 }

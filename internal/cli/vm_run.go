@@ -26,8 +26,10 @@ const releaseWithin = time.Minute
 type vmRunOptions struct {
 	vm         vmFlags
 	remote     remoteFlags
+	workspace  workspaceFlags
 	wait       *choice
 	rm, detach bool
+	force      bool   // delete without a question
 	path       string // empty for none
 	command    []string
 }
@@ -38,14 +40,17 @@ func newVMRun(a *App) *cobra.Command {
 		Use:   "run [PATH] [-- COMMAND [ARG...]]",
 		Short: "Make a VM and run a command or a shell in it",
 		Long: `Make a VM, start it and run a command in it, or a login shell. With PATH, a git work tree or another
-directory, that is copied to /root/<its name> and is where the command runs.
+directory, that is copied to /root/<its name> and is where the command runs. With --branch the VM works on
+a new branch of it; what it commits is brought back by banger vm workspace pull.
 
 stdin, stdout and stderr are passed through and the exit status is the command's: 128+n where signal
 n ended it, 126 where it cannot be executed, 127 where there is no such command. banger's own
-failures are 125. The VM stays afterwards, unless --rm is given.`,
+failures are 125. The VM stays afterwards, unless --rm is given; with --rm on a terminal you are asked
+before commits go with it that were not pulled.`,
 		Example: `  banger vm run
   banger vm run ./repo
   banger vm run ./repo -- make test
+  banger vm run ./repo --branch try-it --from origin/main -- make test
   banger vm run --rm -- sh -c 'exit 7'
   banger vm run --name web --cpus 2 --memory 1GiB --disk 30GiB --image debian-bookworm -e KEY=VALUE --detach
   banger vm run -p 8080:80 -p 127.0.0.1:5353:53/udp ./repo -- make serve
@@ -66,8 +71,10 @@ failures are 125. The VM stays afterwards, unless --rm is given.`,
 	}
 	o.vm.register(a, cmd)
 	o.remote.register(cmd)
+	o.workspace.register(cmd)
 	cmd.Flags().BoolVar(&o.rm, "rm", false, "delete the VM when the command has ended; with --detach, when the VM stops")
 	cmd.Flags().BoolVarP(&o.detach, "detach", "d", false, "leave the VM, and the command, running; print the VM's name")
+	cmd.Flags().BoolVarP(&o.force, "force", "f", false, "with --rm: also with commits that were not pulled, without a question")
 	o.wait = waitFlag(cmd)
 	return cmd
 }
@@ -120,6 +127,8 @@ type run struct {
 	tty    bool
 	vm     api.VM // once it is made
 	dir    string // in the guest, where the command runs
+	// keys are what is typed, where a question may follow the command; nil for stdin as it is.
+	keys *keyboard
 }
 
 func runVMRun(ctx context.Context, a *App, o *vmRunOptions) error {
@@ -128,6 +137,11 @@ func runVMRun(ctx context.Context, a *App, o *vmRunOptions) error {
 		return err
 	}
 	defer r.client.Close()
+	if r.path != "" {
+		if err := r.client.CheckWorkspace(ctx, r.workspace()); err != nil {
+			return err
+		}
+	}
 	if err := r.create(ctx); err != nil {
 		return err
 	}
@@ -137,13 +151,32 @@ func runVMRun(ctx context.Context, a *App, o *vmRunOptions) error {
 	if o.detach {
 		return r.leave(ctx)
 	}
-	err = a.runRemote(ctx, r.client, r.remote())
+	rem := r.remote()
+	leave := func() {}
+	if r.keys != nil {
+		rem.in, leave = r.keys.seat()
+	}
+	err = a.runRemote(ctx, r.client, rem)
+	leave()
 	return r.finish(ctx, err)
+}
+
+// workspace is what is copied.
+func (r *run) workspace() api.PrepareWorkspace {
+	req := r.opts.workspace.request(r.path)
+	req.Force = true // the VM is new: what is at that path came with its image
+	return req
 }
 
 func newRun(a *App, o *vmRunOptions) (*run, error) {
 	r := &run{app: a, opts: o, dir: o.remote.workDir}
-	var err error
+	if o.force && !o.rm {
+		return nil, usagef("banger vm delete --force NAME", "--force is about what --rm deletes, and there is no --rm")
+	}
+	err := o.workspace.check(o.path, "banger", "vm", "run")
+	if err != nil {
+		return nil, err
+	}
 	if r.path, err = checkPath(o.path); err != nil {
 		return nil, err
 	}
@@ -160,6 +193,9 @@ func newRun(a *App, o *vmRunOptions) (*run, error) {
 		r.req.Wait = api.MarkAgent // the copy starts there; prepare waits for the rest
 	}
 	if o.rm && !o.detach {
+		if !o.force && a.Terminal.In && a.Terminal.Err {
+			r.keys = newKeyboard(a.In)
+		}
 		if r.req.Owner, err = self(); err != nil {
 			return nil, err
 		}
@@ -232,7 +268,7 @@ func (r *run) prepare(ctx context.Context) error {
 		return nil
 	}
 	op, err := r.app.operate(ctx, r.client, job{post: func(ctx context.Context) (api.Operation, error) {
-		return r.client.PrepareWorkspace(ctx, r.vm.ID, api.PrepareWorkspace{Path: r.path})
+		return r.client.PrepareWorkspace(ctx, r.vm.ID, r.workspace())
 	}})
 	if err != nil {
 		return err
@@ -241,9 +277,7 @@ func (r *run) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, line := range ws.Skipped {
-		r.app.say("not copied: %s", line)
-	}
+	r.app.sayPrepared(r.vm.Name, ws)
 	if r.dir = ws.GuestPath; r.opts.remote.workDir != "" {
 		r.dir = r.opts.remote.workDir
 		if !path.IsAbs(r.dir) {
@@ -266,7 +300,9 @@ func (r *run) abandon(ctx context.Context, err error) error {
 	if e := api.AsError(err); e.Kind == api.KindGuest {
 		return e.WithHint("the VM was kept: banger vm logs %s, then banger vm delete --force %s", r.vm.Name, r.vm.Name)
 	}
-	r.remove(ctx, func(ctx context.Context) (api.Operation, error) { return r.client.DeleteVM(ctx, r.vm.ID, api.DeleteVM{Force: true}) })
+	r.remove(ctx, func(ctx context.Context) (api.Operation, error) {
+		return r.client.DeleteVM(ctx, r.vm.ID, api.DeleteVM{Force: true})
+	})
 	return err
 }
 

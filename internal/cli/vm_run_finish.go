@@ -34,9 +34,7 @@ func (r *run) finish(ctx context.Context, err error) error {
 		if gone {
 			r.app.say("the VM has ended")
 		}
-		r.remove(ctx, func(ctx context.Context) (api.Operation, error) {
-			return r.client.Passive().ReleaseVM(ctx, r.vm.ID, api.Release{Owner: *r.req.Owner})
-		})
+		r.release(ctx)
 		return err
 	}
 	switch {
