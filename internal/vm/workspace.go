@@ -113,14 +113,14 @@ func (p *prepare) run(ctx context.Context) (api.Workspace, error) {
 	case err != nil && !p.req.Force:
 		return api.Workspace{}, api.Errorf(api.KindInternal, "%w", err).WithHint("--force copies everything again")
 	case err != nil || base.Copying:
-		return p.first(ctx)
+		return p.first(ctx, true)
 	}
 	there, err := p.guestHas(ctx)
 	switch {
 	case err != nil:
 		return api.Workspace{}, err
 	case !there || base == nil && p.req.Force:
-		return p.first(ctx)
+		return p.first(ctx, there)
 	case base == nil:
 		return api.Workspace{}, api.Errorf(api.KindConflict, "the VM has something at %q that was not copied from here", p.guestPath).
 			WithHint("give another directory (--guest-path), or write over it with --force")
@@ -184,9 +184,11 @@ func (p *prepare) guestHas(ctx context.Context) (bool, error) {
 	return false, err
 }
 
-// first copies everything. Until that is done the manifest says so, and another attempt begins anew.
-func (p *prepare) first(ctx context.Context) (api.Workspace, error) {
-	src, err := workspace.Prepare(ctx, p.s.workspaceConfig(), p.req.Path, optionsOf(p.req))
+// first copies everything, over what is there. Until that is done the manifest says so, and another attempt begins anew.
+func (p *prepare) first(ctx context.Context, over bool) (api.Workspace, error) {
+	opts := optionsOf(p.req)
+	opts.Over = over
+	src, err := workspace.Prepare(ctx, p.s.workspaceConfig(), p.req.Path, opts)
 	if err != nil {
 		return api.Workspace{}, err
 	}

@@ -270,6 +270,11 @@ func (l *lister) gitDir(prefix string, r *repo) error {
 	files := r.refFiles()
 	maps.Copy(files, r.files)
 	files["HEAD"] = []byte(r.now.Head)
+	for name, value := range r.refs {
+		if l.opts.Over { // a file of its own wins over packed-refs
+			files[name] = []byte(value + "\n")
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		b.file(name, files[name])
 	}

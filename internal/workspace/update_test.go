@@ -475,3 +475,24 @@ func TestUpdateIsFinishedByAnother(t *testing.T) {
 	p.mustUpdate(false)
 	p.same(dir, p.guest.dir)
 }
+
+// A first copy over a repository that an image brings makes it the host's.
+func TestCopyOverARepository(t *testing.T) {
+	h := newHost(t)
+	dir := h.repo("repo")
+	p := h.pairOf(dir, Options{})
+	h.git(p.guest.dir, "commit", "-q", "--allow-empty", "-m", "of the image")
+	h.git(p.guest.dir, "branch", "-f", "extra")
+	h.git(dir, "commit", "-q", "--allow-empty", "-m", "second")
+	s, err := Prepare(t.Context(), h.config(), dir, Options{Over: true})
+	must(t, err)
+	pr, pw := newPipe()
+	go func() {
+		_, _, err := s.Stream(t.Context(), pw, progress.Discard)
+		_ = pw.CloseWithError(err)
+	}()
+	must(t, p.guest.Put(t.Context(), pr))
+	must(t, s.Close())
+	h.git(p.guest.dir, "branch", "-D", "extra")
+	p.same(dir, p.guest.dir)
+}

@@ -67,6 +67,8 @@ type Options struct {
 	Depth int
 	// Base is what the guest was given before; nil for a first copy.
 	Base *Manifest
+	// Over is a first copy over something that may be a repository: refs of it give way.
+	Over bool
 }
 
 // maxSkipped is how many lines api.Workspace.Skipped has at most.
