@@ -2,6 +2,7 @@ package cli
 
 import (
 	"io"
+	"os"
 	"strings"
 	"testing"
 
@@ -126,40 +127,40 @@ func TestRunAsksBeforeItDeletes(t *testing.T) {
 	}
 }
 
-// TestKeyboard: a read that waits for one reader goes on for the next, and no key is lost.
-func TestKeyboard(t *testing.T) {
-	r, w := io.Pipe()
-	k := newKeyboard(r)
-	first, leave := k.seat()
-	go io.WriteString(w, "abc")
-	buf := make([]byte, 2)
-	if n, err := first.Read(buf); string(buf[:n]) != "ab" || err != nil {
-		t.Errorf("%q, %v", buf[:n], err)
+// TestSeat: a read that waits ends when its reader leaves, and what comes then is for the next.
+func TestSeat(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
 	}
-	if n, err := first.Read(buf); string(buf[:n]) != "c" || err != nil {
+	defer r.Close()
+	s, err := takeSeat(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(w, "ab")
+	buf := make([]byte, 100)
+	if n, err := s.Read(buf); string(buf[:n]) != "ab" || err != nil {
 		t.Errorf("%q, %v", buf[:n], err)
 	}
 	ended := make(chan error)
 	go func() {
-		_, err := first.Read(make([]byte, 100)) // waits
+		_, err := s.Read(buf) // waits
 		ended <- err
 	}()
-	leave()
+	s.leave()
 	if err := <-ended; err != io.EOF {
 		t.Errorf("after it left: %v", err)
 	}
-	second, leave2 := k.seat()
-	go func() {
-		io.WriteString(w, "y\nrest")
-		w.Close()
-	}()
-	if line, err := readLine(second); line != "y" || err != nil {
+	io.WriteString(w, "y\nrest")
+	w.Close()
+	if n, err := s.Read(buf); n > 0 || err != io.EOF {
+		t.Errorf("it read on: %d, %v", n, err)
+	}
+	if line, err := readLine(r); line != "y" || err != nil {
 		t.Errorf("%q, %v", line, err)
 	}
-	leave2()
-	third, leave3 := k.seat()
-	defer leave3()
-	if all, err := io.ReadAll(third); string(all) != "rest" || err != nil {
+	if all, err := io.ReadAll(r); string(all) != "rest" || err != nil {
 		t.Errorf("%q, %v", all, err)
 	}
 }

@@ -88,7 +88,7 @@ func (a *App) askDeletion(ctx context.Context, d *deletion) error {
 		}
 		if len(lost) > 0 {
 			a.warnUnpulled(name, lost)
-			yes, err := a.ask(ctx, a.In, deleteAnyway, false)
+			yes, err := a.ask(ctx, deleteAnyway, false)
 			if err != nil {
 				return err
 			}
