@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"io"
 	"os"
 	"strings"
@@ -149,12 +150,12 @@ func TestSeat(t *testing.T) {
 		ended <- err
 	}()
 	s.leave()
-	if err := <-ended; err != io.EOF {
+	if err := <-ended; !errors.Is(err, io.EOF) {
 		t.Errorf("after it left: %v", err)
 	}
 	io.WriteString(w, "y\nrest")
 	w.Close()
-	if n, err := s.Read(buf); n > 0 || err != io.EOF {
+	if n, err := s.Read(buf); n > 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("it read on: %d, %v", n, err)
 	}
 	if line, err := readLine(r); line != "y" || err != nil {
