@@ -120,6 +120,8 @@ type PullWorkspace struct {
 
 // PulledRef is a ref of the host's repository that has got commits of a VM.
 type PulledRef struct {
+	// Repository is where the repository is in the copy; empty for the copy's own.
+	Repository string `json:"repository,omitempty"`
 	// Ref is the host's, below refs/banger/<vm>/; Guest is the VM's.
 	Ref   string `json:"ref"`
 	Guest string `json:"guest"`

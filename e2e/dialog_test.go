@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"io"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -65,4 +66,12 @@ func (d *dialog) wait() int {
 	_ = d.in.Close()
 	_ = d.cmd.Wait()
 	return d.cmd.ProcessState.ExitCode()
+}
+
+// interrupt is Ctrl-C.
+func (d *dialog) interrupt() {
+	d.t.Helper()
+	if err := d.cmd.Process.Signal(os.Interrupt); err != nil {
+		d.t.Fatal(err)
+	}
 }

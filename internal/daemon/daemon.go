@@ -30,6 +30,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/filesync"
 	"git.thaloco.com/thaloco/banger/internal/operation"
 	"git.thaloco.com/thaloco/banger/internal/paths"
+	"git.thaloco.com/thaloco/banger/internal/quarantine"
 	"git.thaloco.com/thaloco/banger/internal/sshkeys"
 	"git.thaloco.com/thaloco/banger/internal/store"
 	"git.thaloco.com/thaloco/banger/internal/vm"
@@ -226,7 +227,7 @@ func (d *Daemon) sweep(ctx context.Context) {
 		d.log.Error("sweep", "err", err)
 		return
 	}
-	stale := workspace.RemoveStale(d.cfg.Paths.Cache)
+	stale := errors.Join(workspace.RemoveStale(d.cfg.Paths.Cache), quarantine.RemoveStale(d.cfg.Paths.Cache))
 	if err := errors.Join(d.supplies.sweep(ctx), d.supplies.agents.sweep(inUse), stale); err != nil {
 		d.log.Error("sweep", "err", err)
 	}

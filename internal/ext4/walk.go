@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 )
@@ -30,6 +31,16 @@ var (
 func (r *Reader) Walk(ctx context.Context, f func(path string, i Info) error) error {
 	w := walk{call: r.call(ctx, maxWalk), f: f, files: maxFiles, held: maxHeld, depth: maxDepth, seen: inodeSet{}}
 	return w.run()
+}
+
+// WalkBelow is Walk for the directory at dir, which Stat finds, and what is in it.
+func (r *Reader) WalkBelow(ctx context.Context, dir string, f func(path string, i Info) error) error {
+	w := walk{call: r.call(ctx, maxWalk), f: f, files: maxFiles, held: maxHeld, depth: maxDepth, seen: inodeSet{}}
+	i, err := w.lookup(dir, true)
+	if err != nil {
+		return &fs.PathError{Op: "walk", Path: dir, Err: err}
+	}
+	return w.file(dir, i)
 }
 
 func (w *walk) run() error {

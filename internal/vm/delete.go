@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/store"
@@ -19,7 +20,30 @@ func (s *Service) Delete(ctx context.Context, nameOrID string, req api.DeleteVM)
 		return api.Errorf(api.KindConflict, "vm %q is %s", rec.Name, rec.State).
 			WithHint("stop it first (banger vm stop %s), or delete it as it is: banger vm delete --force %s", rec.Name, rec.Name)
 	}
+	if !req.Force && !req.Discard {
+		if err := s.keepsWork(ctx, rec); err != nil {
+			return err
+		}
+	}
 	return s.delete(ctx, rec.ID, req.Force)
+}
+
+// keepsWork is an error where commits would be lost with a VM.
+func (s *Service) keepsWork(ctx context.Context, rec store.VM) error {
+	work, err := s.unpulled(ctx, rec)
+	if err != nil {
+		return api.Errorf(api.KindConflict, "delete vm %q: it is not known whether commits would be lost with it: %w", rec.Name, err).
+			WithHint("delete it all the same: banger vm delete --force %s", rec.Name)
+	}
+	if len(work) == 0 {
+		return nil
+	}
+	var what []string
+	for _, w := range work {
+		what = append(what, fmt.Sprintf("%s (%s)", w.GuestPath, strings.Join(w.Refs, ", ")))
+	}
+	return api.Errorf(api.KindConflict, "vm %q has commits that were not pulled: %s", rec.Name, strings.Join(what, "; ")).
+		WithHint("start it and pull them (banger vm start %s, banger vm workspace pull %s), or delete it with them: banger vm delete --force %s", rec.Name, rec.Name, rec.Name)
 }
 
 func (s *Service) delete(ctx context.Context, id string, force bool) error {
@@ -72,7 +96,7 @@ func (s *Service) remove(ctx context.Context, rec store.VM) error {
 	return nil
 }
 
-// Release says that the owner of a --rm VM is done with it: the VM is deleted. A VM that is not such a
+// Release says that the owner of a --rm VM is done with it: the VM is deleted, or with Keep an ordinary one from now on. A VM that is not such a
 // VM, or has another owner, is left alone with an error.
 func (s *Service) Release(ctx context.Context, nameOrID string, req api.Release) error {
 	rec, err := s.cfg.Records.VM(ctx, nameOrID)
@@ -82,12 +106,16 @@ func (s *Service) Release(ctx context.Context, nameOrID string, req api.Release)
 	if err != nil {
 		return err
 	}
-	if req.Keep {
-		return api.Errorf(api.KindInternal, "not yet")
-	}
 	if !rec.RemoveOnExit || rec.Owner == nil || *rec.Owner != req.Owner {
 		return api.Errorf(api.KindConflict, "vm %q does not belong to process %d", rec.Name, req.Owner.PID).
 			WithHint("remove it with banger vm delete --force %s", rec.Name)
 	}
-	return s.delete(ctx, rec.ID, true)
+	if !req.Keep {
+		return s.delete(ctx, rec.ID, true)
+	}
+	_, err = s.cfg.Records.UpdateVM(ctx, rec.ID, func(r *store.VM) error {
+		r.RemoveOnExit, r.Owner = false, nil
+		return nil
+	})
+	return err
 }

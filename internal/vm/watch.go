@@ -119,7 +119,7 @@ func (s *Service) watchOwner(rec store.VM) {
 			return
 		}
 		now, err := s.cfg.Records.VM(s.ctx, rec.ID)
-		if err != nil || !removable(now) {
+		if err != nil || !now.RemoveOnExit || now.Owner == nil || !removable(now) {
 			return
 		}
 		s.cfg.Log.Info("owner is gone, removing vm", "vm", rec.Name, "owner_pid", rec.Owner.PID)

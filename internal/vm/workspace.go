@@ -132,7 +132,19 @@ func (p *prepare) run(ctx context.Context) (api.Workspace, error) {
 	if err != nil {
 		return api.Workspace{}, err
 	}
-	return ws, next.Save(p.file)
+	return ws, p.save(ctx, next)
+}
+
+// save writes down what both sides have in common now.
+func (p *prepare) save(ctx context.Context, base *workspace.Manifest) error {
+	if err := base.Save(p.file); err != nil {
+		return err
+	}
+	if err := workspace.SaveBase(ctx, p.s.workspaceConfig(), base, storeOf(p.file, base)); err != nil {
+		// The copy is whole; only what the guest changes in these files cannot be shown as a patch.
+		p.s.cfg.Log.Warn("cannot keep what a workspace held when it was copied", "vm", p.rec.Name, "error", err.Error())
+	}
+	return nil
 }
 
 // fits is an error where the request is for another copy than base is of.
@@ -188,7 +200,7 @@ func (p *prepare) first(ctx context.Context) (api.Workspace, error) {
 		return api.Workspace{}, err
 	}
 	ws.GuestPath, base.GuestPath = p.guestPath, p.guestPath
-	if err := base.Save(p.file); err != nil {
+	if err := p.save(ctx, base); err != nil {
 		return api.Workspace{}, err
 	}
 	if !p.req.NoTooling {

@@ -349,6 +349,9 @@ func (l *lister) directory(ctx context.Context) error {
 		if err != nil {
 			return unreadable(path, err)
 		}
+		if strings.HasPrefix(d.Name(), applyDir) && d.IsDir() {
+			return filepath.SkipDir // what an application that was killed has left
+		}
 		if d.Name() != ".git" || name == "" || !l.ownWorkTree(ctx, filepath.Dir(path)) {
 			_, err := l.add(name)
 			return err

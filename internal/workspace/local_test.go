@@ -18,9 +18,10 @@ import (
 
 // localGuest is a guest that is a directory of this host.
 type localGuest struct {
-	h    *host
-	dir  string
-	puts [][]string // names of the entries of each Put
+	h      *host
+	dir    string
+	puts   [][]string  // names of the entries of each Put
+	rename [][2]string // for Pack
 }
 
 func (l *localGuest) state(name, format string) GuestFile {
@@ -120,6 +121,11 @@ func (l *localGuest) Pack(_ context.Context, paths []string) (io.ReadCloser, err
 			return nil, err
 		}
 		h.Name, h.Format = p, tar.FormatGNU
+		for _, r := range l.rename {
+			if r[0] == p {
+				h.Name = r[1]
+			}
+		}
 		if err := w.WriteHeader(h); err != nil {
 			return nil, err
 		}

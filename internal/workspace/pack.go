@@ -1,11 +1,13 @@
 package workspace
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"os"
@@ -45,16 +47,54 @@ func (r *repo) listIndex(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list the files of %q: %w", r.root, err)
 	}
-	sum := sha256.Sum256(out)
-	r.now.Index, r.listed = hex.EncodeToString(sum[:]), split(out, "\x00")
+	sum := newIndexSum()
+	_, _ = sum.Write(out)
+	if sum.empty {
+		promised, err := r.indexed(ctx, nil, listPromised...)
+		if err != nil {
+			return fmt.Errorf("list the files of %q: %w", r.root, err)
+		}
+		_, _ = sum.Write(promised)
+	}
+	r.now.Index, r.listed = sum.String(), split(out, "\x00")
 	if r.now.Head == r.host.Head {
 		r.host.Index = r.now.Index
 	}
 	return nil
 }
 
-// listIndex are the arguments of git that list an index such that what is equal is listed equally.
-var listIndex = []string{"ls-files", "-z", "-v", "--stage"}
+// listIndex are the arguments of git that list an index such that what is equal is listed equally, but for files of which is only said that
+// they will be added: these look like empty ones, and listPromised tells which they are.
+var (
+	listIndex    = []string{"ls-files", "-z", "-v", "--stage"}
+	listPromised = []string{"diff-files", "-z", "--name-only", "--diff-filter=A"}
+)
+
+// emptyIDs are the ids of an empty file.
+var emptyIDs = [][]byte{[]byte(idOf(formatSHA1, nil)), []byte(idOf(formatSHA256, nil))}
+
+// indexSum stands for what is in an index. What listIndex says is written to it, and where empty is set then, what listPromised says.
+type indexSum struct {
+	sum   hash.Hash
+	tail  []byte
+	empty bool
+}
+
+func newIndexSum() *indexSum { return &indexSum{sum: sha256.New()} }
+
+// Write implements io.Writer.
+func (s *indexSum) Write(p []byte) (int, error) {
+	_, _ = s.sum.Write(p) // never fails
+	if !s.empty {
+		s.tail = append(s.tail, p...)
+		s.empty = bytes.Contains(s.tail, emptyIDs[0]) || bytes.Contains(s.tail, emptyIDs[1])
+		s.tail = append(s.tail[:0], s.tail[max(0, len(s.tail)-64):]...)
+	}
+	return len(p), nil
+}
+
+// String is what stands for it.
+func (s *indexSum) String() string { return hex.EncodeToString(s.sum.Sum(nil)) }
 
 // indexed runs git on the copy of the index.
 func (r *repo) indexed(ctx context.Context, stdin io.Reader, args ...string) ([]byte, error) {

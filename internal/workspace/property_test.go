@@ -152,10 +152,9 @@ func (g *generator) variant() {
 	}
 }
 
-// What git in the guest says of a copied repository is what git on the host says, for random repositories: COUNT of them
-// (25), from SEED (1) on.
-func TestPropertyGitSeesTheSame(t *testing.T) {
-	count, err := strconv.Atoi(cmp.Or(os.Getenv("COUNT"), "25"))
+// seeds runs a test for COUNT repositories (few, where it is not set), from SEED (1) on.
+func seeds(t *testing.T, few uint64, run func(t *testing.T, seed uint64)) {
+	count, err := strconv.ParseUint(cmp.Or(os.Getenv("COUNT"), fmt.Sprint(few)), 10, 64)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,25 +162,56 @@ func TestPropertyGitSeesTheSame(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range uint64(count) {
-		t.Run(fmt.Sprint(seed+i), func(t *testing.T) {
-			h := newHost(t)
-			g := &generator{T: t, rnd: rand.New(rand.NewPCG(seed+i, 7)), dir: filepath.Join(h.dir, "repo"), git: h.try}
-			h.git(h.dir, "init", "-q", "-b", "main", g.dir)
-			for range 10 + g.rnd.IntN(50) {
+	for i := range count {
+		t.Run(fmt.Sprint(seed+i), func(t *testing.T) { run(t, seed+i) })
+	}
+}
+
+// generated makes the random repository of a seed.
+func (h *host) generated(seed uint64) *generator {
+	g := &generator{T: h.T, rnd: rand.New(rand.NewPCG(seed, 7)), dir: filepath.Join(h.dir, "repo"), git: h.try}
+	h.git(h.dir, "init", "-q", "-b", "main", g.dir)
+	for range 10 + g.rnd.IntN(50) {
+		g.step()
+	}
+	g.variant()
+	h.Cleanup(func() {
+		if h.Failed() {
+			h.Logf("SEED=%d COUNT=1, %s:\n%s", seed, g.dir, strings.Join(g.trace, "\n"))
+		}
+	})
+	return g
+}
+
+// What git in the guest says of a copied repository is what git on the host says, for random repositories.
+func TestPropertyGitSeesTheSame(t *testing.T) {
+	seeds(t, 25, func(t *testing.T, seed uint64) {
+		h := newHost(t)
+		g := h.generated(seed)
+		guest, ws := h.copy(g.dir)
+		if !ws.Git || ws.Path != g.dir {
+			t.Errorf("%+v", ws)
+		}
+		h.same(g.dir, guest)
+	})
+}
+
+// The same is so after copies that bring only what has changed, whatever the user has done meanwhile.
+func TestPropertyUpdates(t *testing.T) {
+	seeds(t, 15, func(t *testing.T, seed uint64) {
+		h := newHost(t)
+		g := h.generated(seed)
+		p := h.pairOf(g.dir, Options{})
+		h.timeless = true
+		for range 3 {
+			for range 1 + g.rnd.IntN(12) {
 				g.step()
 			}
-			g.variant()
-			t.Cleanup(func() {
-				if t.Failed() {
-					t.Logf("SEED=%d COUNT=1, %s:\n%s", seed+i, g.dir, strings.Join(g.trace, "\n"))
-				}
-			})
-			guest, ws := h.copy(g.dir)
-			if !ws.Git || ws.Path != g.dir {
-				t.Errorf("%+v", ws)
+			g.trace = append(g.trace, "-- update")
+			if _, err := p.update(false); err != nil {
+				t.Fatal(err)
 			}
-			h.same(g.dir, guest)
-		})
-	}
+			p.same(g.dir, p.guest.dir)
+		}
+	})
 }

@@ -285,7 +285,7 @@ func (u *update) judgeEntry(ctx context.Context, e entry, seen map[string]GuestF
 	}
 	now := seen[e.name]
 	switch {
-	case now.is(after):
+	case now.is(after) && (now.Mode == after.Mode || !now.is(before)):
 		after.MTime = now.MTime
 		u.next.Files[e.name] = after
 	case now.Mode.IsDir() && !now.Missing:

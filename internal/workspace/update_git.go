@@ -3,8 +3,6 @@ package workspace
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -37,7 +35,7 @@ type repoUpdate struct {
 	files   []entry
 	remove  []string
 	updates []string // lines for update-ref --stdin
-	links   [][2]string
+	links   [][2]string // symbolic refs and what they name; "" deletes one
 }
 
 // guestRepo is a repository of the guest as its git says.
@@ -236,13 +234,15 @@ func (ru *repoUpdate) setRef(name, host, guest string) {
 		return
 	}
 	if strings.HasPrefix(guest, symbolic) {
-		return // the guest has made a link of it
+		ru.links = append(ru.links, [2]string{name, ""})
+		guest = ""
 	}
 	if guest != "" && guest != ru.base.Refs[name] {
 		ru.updates = append(ru.updates, "update "+overwritten+guest+" "+guest)
 	}
 	zero := strings.Repeat("0", len(idOf(ru.u.src.format, nil)))
 	switch {
+	case host == "" && guest == "":
 	case host == "":
 		ru.updates = append(ru.updates, "delete "+name+" "+guest)
 	case guest == "":
@@ -283,11 +283,15 @@ func (ru *repoUpdate) planIndex(ctx context.Context, own bool) error {
 		ru.u.notes = append(ru.u.notes, ru.r.label+"the index: what is staged here belongs to another commit than the VM has")
 		return nil
 	}
-	sum := sha256.New()
-	if err := ru.u.guest.Git(ctx, ru.prefix, nil, sum, listIndex...); err != nil {
+	sum := newIndexSum()
+	err := ru.u.guest.Git(ctx, ru.prefix, nil, sum, listIndex...)
+	if err == nil && sum.empty {
+		err = ru.u.guest.Git(ctx, ru.prefix, nil, sum, listPromised...)
+	}
+	if err != nil {
 		return err
 	}
-	now := hex.EncodeToString(sum.Sum(nil))
+	now := sum.String()
 	ru.next.Given.Index = ru.next.Host.Index
 	switch {
 	case now == ru.next.Host.Index:
@@ -297,7 +301,7 @@ func (ru *repoUpdate) planIndex(ctx context.Context, own bool) error {
 		return nil
 	}
 	var busy bool
-	err := ru.u.guest.Hash(ctx, ru.u.src.format, []string{ru.name("index.lock")}, func(f GuestFile) error {
+	err = ru.u.guest.Hash(ctx, ru.u.src.format, []string{ru.name("index.lock")}, func(f GuestFile) error {
 		busy = !f.Missing
 		return nil
 	})
@@ -392,14 +396,18 @@ func (ru *repoUpdate) refs(ctx context.Context) error {
 			return err
 		}
 	}
-	if len(ru.updates) > 0 {
-		in := strings.NewReader(strings.Join(ru.updates, "\n") + "\n")
-		if err := ru.u.guest.Git(ctx, ru.prefix, in, &bounded{limit: 4 << 10}, "update-ref", "--stdin"); err != nil {
+	for _, l := range ru.links {
+		args := []string{"symbolic-ref", l[0], l[1]}
+		if l[1] == "" {
+			args = []string{"symbolic-ref", "--delete", l[0]}
+		}
+		if err := ru.u.guest.Git(ctx, ru.prefix, nil, &bounded{limit: 4 << 10}, args...); err != nil {
 			return fmt.Errorf("set the refs of %q: %w", ru.r.root, err)
 		}
 	}
-	for _, l := range ru.links {
-		if err := ru.u.guest.Git(ctx, ru.prefix, nil, &bounded{limit: 4 << 10}, "symbolic-ref", l[0], l[1]); err != nil {
+	if len(ru.updates) > 0 {
+		in := strings.NewReader(strings.Join(ru.updates, "\n") + "\n")
+		if err := ru.u.guest.Git(ctx, ru.prefix, in, &bounded{limit: 4 << 10}, "update-ref", "--stdin"); err != nil {
 			return fmt.Errorf("set the refs of %q: %w", ru.r.root, err)
 		}
 	}

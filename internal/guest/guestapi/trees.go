@@ -96,7 +96,8 @@ func records(w http.ResponseWriter, r *http.Request, fill func(*tree.Writer) err
 
 // ListTree calls fn with what is below root, an absolute path of the guest: files, links and directories but what is named .git, in any
 // case, with all in it. With git it is the files and links git lists or would add, there and in the repositories that are in the work tree, and
-// no directories. Each path comes once; that paths go together, a file not being above another, is not seen to.
+// no directories. They come in no order, and each path once; that paths go together, a file not being above another, is not seen to. A pipe, a
+// socket or a device is not listed.
 func (c *Client) ListTree(ctx context.Context, root string, git bool, fn func(TreeEntry) error) error {
 	query := url.Values{"path": {root}}
 	if git {

@@ -83,10 +83,12 @@ func (d *dirs) close() {
 	d.levels = nil
 }
 
+// dirFlags are how every directory is opened.
+const dirFlags = unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+
 // openDir opens a directory below another one, through no link.
 func openDir(at int, name string, flags int) (int, error) {
-	flags |= unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	how := unix.OpenHow{Flags: uint64(flags), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
+	how := unix.OpenHow{Flags: uint64(flags | dirFlags), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
 	for try := 0; ; try++ {
 		fd, err := unix.Openat2(at, name, &how)
 		switch {
@@ -104,7 +106,7 @@ func walkDir(at int, name string, flags int) (int, error) {
 	from := at
 	for {
 		part, rest, more := strings.Cut(name, "/")
-		how := flags
+		how := flags | dirFlags
 		if more {
 			how |= unix.O_PATH
 		}

@@ -134,64 +134,78 @@ func (l *lister) command(fd int, own bool) *exec.Cmd {
 
 // listed reads what git lists: paths, one that has a conflict several times, and those of repositories with a slash.
 func (l *lister) listed(out io.Reader, fd int, prefix string) (inner []string, err error) {
+	err = inOrder(l.ctx, func(yield func(Paths) error) error {
+		return l.gitPaths(out, yield)
+	}, func() (func(context.Context, *job) error, func()) {
+		d := &dirs{root: fd}
+		return func(ctx context.Context, j *job) error {
+			return j.each(ctx, func(name []byte) error { return l.known(d, j, prefix, name) })
+		}, d.close
+	}, func(j *job) error {
+		inner = append(inner, j.inner...)
+		return l.out.records(j.records, j.n)
+	})
+	return inner, err
+}
+
+// gitPaths yields the paths git writes, each once. How git ends says whether they are all.
+func (l *lister) gitPaths(out io.Reader, yield func(Paths) error) error {
 	in := bufio.NewReaderSize(out, buffer)
-	d := &dirs{root: fd}
-	defer d.close()
 	var last []byte
 	for {
-		name, err := in.ReadSlice(0)
-		if errors.Is(err, io.EOF) {
-			return inner, nil // how git ends says whether it is all
+		paths := make(Paths, 0, 48*chunk)
+		for range chunk {
+			name, err := in.ReadSlice(0)
+			if errors.Is(err, io.EOF) {
+				return yield(paths)
+			}
+			if err != nil {
+				return fmt.Errorf("read what git lists: %w", err)
+			}
+			if bytes.Equal(name, last) {
+				continue
+			}
+			last = append(last[:0], name...)
+			bare := bytes.TrimSuffix(name[:len(name)-1], []byte{'/'})
+			if valid(bare) && !hidden(bare) {
+				paths = append(append(paths, bare...), 0)
+			}
 		}
-		if err != nil {
-			return nil, failure("list", l.root+"/"+prefix, err)
-		}
-		if bytes.Equal(name, last) {
-			continue
-		}
-		last = append(last[:0], name...)
-		if n := len(name); n > 2 && name[n-2] == '/' {
-			name[n-2] = 0
-			name = name[:n-1]
-		}
-		path := name[:len(name)-1]
-		if !valid(path) || hidden(path) {
-			continue
-		}
-		repo, err := l.known(d, prefix, name)
-		if err != nil {
-			return nil, err
-		}
-		if repo {
-			inner = append(inner, prefix+string(path))
+		if err := yield(paths); err != nil {
+			return err
 		}
 	}
 }
 
-// known lists what git knows of, and tells whether it is a repository.
-func (l *lister) known(d *dirs, prefix string, name []byte) (repo bool, err error) {
+// known adds what git knows of to a job, also where it is a repository.
+func (l *lister) known(d *dirs, j *job, prefix string, name []byte) error {
 	at, base, err := d.at(name)
 	var st status
 	if err == nil {
 		err = st.stat(at, base)
 	}
-	path := name[:len(name)-1]
+	bare := name[:len(name)-1]
 	switch {
 	case absent(err):
-		return false, nil
+		return nil
 	case err != nil:
-		return false, failure("list", l.root+"/"+prefix+string(path), err)
+		return failure("list", l.root+"/"+prefix+string(bare), err)
 	case st.kind == kindDir: // of a submodule, or one that took the place of a file
 		sub, err := openDir(at, string(base[:len(base)-1]), unix.O_PATH)
 		if err != nil {
-			return false, nil //nolint:nilerr // it has gone again
+			return nil //nolint:nilerr // it has gone again
 		}
 		defer unix.Close(sub)
-		return st.stat(sub, dotGit) == nil, nil
+		if st.stat(sub, dotGit) == nil {
+			j.inner = append(j.inner, prefix+string(bare))
+		}
+		return nil
 	case st.kind == kindSpecial:
-		return false, nil
+		return nil
 	}
-	return false, l.out.entry(&st, prefix, path)
+	j.n++
+	j.records, err = appendEntry(j.records, &st, prefix, bare)
+	return err
 }
 
 // gitFailed is why git could not be started, or what it said.

@@ -7,10 +7,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"hash"
-	"runtime"
 	"strconv"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"git.thaloco.com/thaloco/banger/api"
@@ -43,12 +41,6 @@ func (f Format) hash() hash.Hash {
 	return sha1.New()
 }
 
-// Bounds of how files are hashed at once.
-const (
-	maxWorkers = 4
-	chunk      = 128 // paths a worker takes
-)
-
 // Hash writes the state of paths below a root, in their order. Of a file that changes meanwhile an entry and an id belong together in that
 // the id is of as many bytes as the entry says, and that the entry is older than they are: what is written later shows in its time or size, unless
 // that is the same second.
@@ -61,60 +53,19 @@ func Hash(ctx context.Context, w *Writer, root string, format Format, paths Path
 		return err
 	}
 	defer dir.Close()
-	group, ctx := errgroup.WithContext(ctx)
-	workers := min(runtime.GOMAXPROCS(0), maxWorkers)
-	todo, order := make(chan *job), make(chan *job, 4*workers)
-	for range workers {
-		group.Go(func() error {
-			h := &hasher{root: root, dirs: dirs{root: int(dir.Fd())}, hash: format.hash(), buf: make([]byte, buffer)}
-			defer h.dirs.close()
-			for j := range todo {
-				if err := h.all(ctx, j); err != nil {
-					return err
-				}
-				close(j.done)
-			}
-			return nil
-		})
-	}
-	group.Go(func() error {
-		defer close(order)
-		defer close(todo)
+	return inOrder(ctx, func(yield func(Paths) error) error {
 		for len(paths) > 0 {
-			j := &job{done: make(chan struct{})}
-			j.paths, paths = paths.take(chunk)
-			for _, c := range []chan *job{order, todo} {
-				select {
-				case c <- j:
-				case <-ctx.Done():
-					return context.Cause(ctx)
-				}
-			}
-		}
-		return nil
-	})
-	group.Go(func() error {
-		for j := range order {
-			select {
-			case <-j.done:
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
-			if err := w.records(j.records, j.n); err != nil {
+			var some Paths
+			some, paths = paths.take(chunk)
+			if err := yield(some); err != nil {
 				return err
 			}
 		}
 		return nil
-	})
-	return group.Wait()
-}
-
-// job is some paths, and once done is closed their records.
-type job struct {
-	paths   Paths
-	done    chan struct{}
-	records []byte
-	n       int
+	}, func() (func(context.Context, *job) error, func()) {
+		h := &hasher{root: root, dirs: dirs{root: int(dir.Fd())}, hash: format.hash(), buf: make([]byte, buffer)}
+		return h.all, h.dirs.close
+	}, func(j *job) error { return w.records(j.records, j.n) })
 }
 
 type hasher struct {
@@ -126,19 +77,15 @@ type hasher struct {
 }
 
 func (h *hasher) all(ctx context.Context, j *job) error {
-	for rest := j.paths; len(rest) > 0; j.n++ {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		var name []byte
-		name, rest = rest.next()
+	return j.each(ctx, func(name []byte) error {
 		rec, err := h.state(ctx, j.records, name)
 		if err != nil {
 			return failure("read", h.root+"/"+string(name[:len(name)-1]), err)
 		}
 		j.records = append(rec, 0)
-	}
-	return nil
+		j.n++
+		return nil
+	})
 }
 
 // state appends the record of one path.

@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"sync"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -40,44 +42,73 @@ type lister struct {
 	root string // for errors
 	fd   int
 	opt  ListOptions
-	buf  []byte // of directories
 }
 
-// plain lists what is below dir, "" for the root.
+// plain lists what is below dir, "" for the root, in no order.
 func (l *lister) plain(dir string, withDirs bool) error {
-	for todo := []string{dir}; len(todo) > 0; {
-		dir := todo[len(todo)-1]
-		todo = todo[:len(todo)-1]
-		if l.ctx.Err() != nil {
-			return context.Cause(l.ctx)
-		}
-		err := l.directory(dir, withDirs, &todo)
-		if err != nil {
-			return err
-		}
+	q := newQueue(dir, workers())
+	group, ctx := errgroup.WithContext(l.ctx)
+	defer context.AfterFunc(ctx, q.stop)()
+	var writing sync.Mutex
+	for range workers() {
+		group.Go(func() error {
+			w := &walker{lister: l, withDirs: withDirs, buf: make([]byte, buffer)}
+			for {
+				dir, ok := q.next()
+				if !ok {
+					break
+				}
+				if err := w.directory(dir); err != nil {
+					return err
+				}
+				q.put(w.below)
+				w.below = w.below[:0]
+				if len(w.records) >= flushAt {
+					if err := w.flush(&writing); err != nil {
+						return err
+					}
+				}
+			}
+			return w.flush(&writing)
+		})
 	}
-	return nil
+	return group.Wait()
 }
 
-// directory lists what is in one directory and appends those in it to todo. One that has gone is empty.
-func (l *lister) directory(dir string, withDirs bool, todo *[]string) error {
+// walker is one of several who list directories.
+type walker struct {
+	*lister
+	withDirs bool
+	buf      []byte   // of a directory's entries
+	below    []string // directories that were found
+	records  []byte
+	n        int
+}
+
+func (w *walker) flush(writing *sync.Mutex) error {
+	writing.Lock()
+	defer writing.Unlock()
+	err := w.out.records(w.records, w.n)
+	w.records, w.n = w.records[:0], 0
+	return err
+}
+
+// directory lists what is in one directory. One that has gone is empty.
+func (w *walker) directory(dir string) error {
 	name, prefix := ".", ""
 	if dir != "" {
 		name, prefix = dir, dir+"/"
 	}
-	fd, err := openDir(l.fd, name, unix.O_RDONLY)
+	fd, err := openDir(w.fd, name, unix.O_RDONLY)
 	if absent(err) && len(dir) < MaxPath {
 		return nil
 	}
 	if err != nil {
-		return failure("list", l.root+"/"+dir, err)
+		return failure("list", w.root+"/"+dir, err)
 	}
 	defer unix.Close(fd)
-	if l.buf == nil {
-		l.buf = make([]byte, buffer)
-	}
 	for {
-		n, err := unix.Getdents(fd, l.buf)
+		n, err := unix.Getdents(fd, w.buf)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
@@ -85,11 +116,11 @@ func (l *lister) directory(dir string, withDirs bool, todo *[]string) error {
 			return nil
 		}
 		if err != nil {
-			return failure("list", l.root+"/"+dir, err)
+			return failure("list", w.root+"/"+dir, err)
 		}
-		for b := l.buf[:n]; len(b) > 0; {
+		for b := w.buf[:n]; len(b) > 0; {
 			size := int(binary.NativeEndian.Uint16(b[direntSize:]))
-			if err := l.child(fd, prefix, b[:size], withDirs, todo); err != nil {
+			if err := w.child(fd, prefix, b[:size]); err != nil {
 				return err
 			}
 			b = b[size:]
@@ -105,7 +136,7 @@ const (
 )
 
 // child lists one entry of a directory.
-func (l *lister) child(fd int, prefix string, entry []byte, withDirs bool, todo *[]string) error {
+func (w *walker) child(fd int, prefix string, entry []byte) error {
 	name := entry[direntName:]
 	name = name[:bytes.IndexByte(name, 0)+1]
 	bare := name[:len(name)-1]
@@ -122,16 +153,19 @@ func (l *lister) child(fd int, prefix string, entry []byte, withDirs bool, todo 
 		if absent(err) {
 			return nil
 		}
-		return failure("list", l.root+"/"+prefix+string(bare), err)
+		return failure("list", w.root+"/"+prefix+string(bare), err)
 	}
 	switch st.kind {
 	case kindSpecial:
 		return nil
 	case kindDir:
-		*todo = append(*todo, prefix+string(bare))
-		if !withDirs {
+		w.below = append(w.below, prefix+string(bare))
+		if !w.withDirs {
 			return nil
 		}
 	}
-	return l.out.entry(&st, prefix, bare)
+	var err error
+	w.n++
+	w.records, err = appendEntry(w.records, &st, prefix, bare)
+	return err
 }

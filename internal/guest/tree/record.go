@@ -11,16 +11,14 @@ import (
 	"git.thaloco.com/thaloco/banger/api"
 )
 
-// Writer writes an answer: records that end with a NUL, and at its end one that says how many there were, or what went wrong. A record is
+// Writer writes an answer: records that end with a NUL, and at its end one that says how many there were, or what went wrong.
 //
-//	f644 1234 1700000000 PATH    a file (f), link (l) or directory (d): permissions in octal, size, mtime, and in a listing the path
-//	f644 1234 1700000000 ID      … where the paths are those of the request, in their order: the id of a blob, or - for a directory
-//	s                            something special
-//	-                            nothing
-//	.2                           the end, after two records
-//	!{"kind":…}                  a failure, as JSON
-//
-// without the spaces shown at their ends.
+//	f644 1234 1700000000 PATH   of a listing: file (f), link (l) or directory (d), permissions in octal, size, mtime, path
+//	f644 1234 1700000000 ID     of a path that was asked for, in the order of the request: as above, with the id of the blob, of a directory "-"
+//	s                           of one where something special is
+//	-                           of one where nothing is
+//	.2                          the end, after two records
+//	!{"kind":"…","message":"…"} a failure, as JSON of an api.Error
 type Writer struct {
 	ctx context.Context
 	out *bufio.Writer
@@ -51,27 +49,26 @@ func (w *Writer) End(failed *api.Error) error {
 	return w.out.Flush()
 }
 
-// entry writes the record of an entry whose path is prefix and name.
-func (w *Writer) entry(st *status, prefix string, name []byte) error {
-	if len(prefix)+len(name) > MaxPath {
-		return api.Errorf(api.KindInvalid, "the path %q… is longer than %d bytes", prefix+string(name[:min(len(name), maxShown)]), MaxPath)
-	}
-	if w.n >= MaxEntries {
-		return api.Errorf(api.KindInvalid, "there are more than %d files", MaxEntries)
-	}
-	w.rec = append(append(append(appendStatus(w.rec[:0], st), prefix...), name...), 0)
-	return w.records(w.rec, 1)
-}
-
 // records writes n records.
 func (w *Writer) records(b []byte, n int) error {
-	if w.n += n; w.n&1023 < n && w.ctx.Err() != nil {
+	if w.ctx.Err() != nil {
 		return context.Cause(w.ctx)
+	}
+	if w.n += n; w.n > MaxEntries {
+		return api.Errorf(api.KindInvalid, "there are more than %d files", MaxEntries)
 	}
 	if _, err := w.out.Write(b); err != nil {
 		return fmt.Errorf("answer: %w", err)
 	}
 	return nil
+}
+
+// appendEntry appends the record of an entry whose path is prefix and name.
+func appendEntry(b []byte, st *status, prefix string, name []byte) ([]byte, error) {
+	if len(prefix)+len(name) > MaxPath {
+		return b, api.Errorf(api.KindInvalid, "the path %q… is longer than %d bytes", prefix+string(name[:min(len(name), maxShown)]), MaxPath)
+	}
+	return append(append(append(appendStatus(b, st), prefix...), name...), 0), nil
 }
 
 // appendStatus appends what precedes a path or an id.

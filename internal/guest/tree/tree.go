@@ -6,7 +6,7 @@
 // and O_NONBLOCK. The root itself is a path of the guest like any other, links in it are followed.
 //
 // paths.go holds the paths of a request, record.go and reader.go an answer on its way out and in, dirs.go opens what paths name, list.go and
-// git.go list, hash.go, pack.go and remove.go do what they are called.
+// git.go list, hash.go, pack.go and remove.go do what they are called, workers.go lets several do it at once.
 package tree
 
 import (
