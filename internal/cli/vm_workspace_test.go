@@ -352,7 +352,7 @@ func TestWorkspacePull(t *testing.T) {
 	}
 	box := api.WorkspaceCopy{Path: "/h/r", GuestPath: "/root/r", Git: true}
 	const ref = "refs/banger/box/try"
-	const merge = "look: git -C /h/r log HEAD.." + ref + "\nmerge: git -C /h/r merge " + ref + "\n"
+	const merge = "look:  cd /h/r && git log HEAD.." + ref + "\nmerge: cd /h/r && git merge " + ref + "\n"
 	pulled := []api.PulledRef{{Ref: ref, New: "n", Commits: 2}}
 	for name, c := range map[string]struct {
 		args     string
@@ -369,8 +369,8 @@ func TestWorkspacePull(t *testing.T) {
 			`refs/banger/box/a;b\u202e  1 commit
   rewritten in the VM; what it was: git show 0123456789ab
 refs/banger/box/c  3 commits
-look: git -C /h/r log 'HEAD..refs/banger/box/a;b\u202e'
-merge: git -C /h/r merge 'refs/banger/box/a;b\u202e'
+look:  cd /h/r && git log 'HEAD..refs/banger/box/a;b\u202e'
+merge: cd /h/r && git merge 'refs/banger/box/a;b\u202e'
 `, ""},
 		"nothing new":   {"", api.Pull{WorkspaceCopy: box}, "", api.PullWorkspace{}, "no new commits in box:/root/r\n", ""},
 		"pulled before": {"", api.Pull{WorkspaceCopy: box, Current: ref}, "", api.PullWorkspace{}, "no new commits in box:/root/r\n" + merge, ""},
