@@ -33,7 +33,7 @@ func TestDeleteAsks(t *testing.T) {
 		"forced":            {"a --force", "", true, 0, "a\n", "", "b stopped\nc running"},
 		"nobody there":      {"a", "y\n", false, 1, "", "banger: delete vm \"a\": it has commits that were not pulled\nhint: banger vm workspace pull a\n", "a stopped\nb stopped\nc running"},
 		"several, one kept": {"b a", "n\n", true, 1, "b\n", question, "a stopped\nc running"},
-		"all":               {"--all", "y\n", true, 1, "a\nb\n", question + "banger: delete vm \"c\": it runs\nhint: banger vm delete --force c\n", "c running"},
+		"all":               {"--all", "y\n", true, 1, "a\nb\n", question + "banger: vm \"c\" has commits that were not pulled:\n  /root/r: y\nbanger: delete vm \"c\": it runs\nhint: banger vm delete --force c\n", "c running"},
 		"one that runs is refused without a question": {"c", "", true, 1, "", "banger: vm \"c\" has commits that were not pulled:\n  /root/r: y\nbanger: delete vm \"c\": it runs\nhint: banger vm delete --force c\n", "a stopped\nb stopped\nc running"},
 		"none of that name":                           {"nope", "", true, 1, "", "banger: vm \"nope\": there is none of that name\nhint: banger vm list\n", "a stopped\nb stopped\nc running"},
 	} {
