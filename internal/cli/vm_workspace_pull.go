@@ -90,6 +90,9 @@ func runVMWorkspacePull(ctx context.Context, a *App, o *vmWorkspacePullOptions) 
 	if pull.Uncommitted > 0 && o.patch == "" && !req.Apply {
 		a.say("%s in the VM: not committed, so not pulled; --patch FILE or --apply brings that, too", plural(pull.Uncommitted, "changed file"))
 	}
+	if pull.UncommittedUnknown {
+		a.say("the VM may have changes that are not committed; to look: banger vm workspace status %s", quoted(o.name))
+	}
 	return nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/progress"
@@ -158,11 +159,9 @@ func (s *Service) PullWorkspace(ctx context.Context, nameOrID string, req api.Pu
 		if out, err = workspace.Pull(ctx, c.cfg, c.guest, c.base); err != nil {
 			return out, fmt.Errorf("pull from vm %q: %w", c.rec.Name, err)
 		}
-		modified, untracked, err := workspace.Uncommitted(ctx, c.guest)
-		if err != nil {
-			return out, err
+		if req.Patch == "" && !req.Apply {
+			c.countUncommitted(ctx, &out)
 		}
-		out.Uncommitted = modified + untracked
 	}
 	out.WorkspaceCopy = copyOf(c.base)
 	switch {
@@ -177,6 +176,21 @@ func (s *Service) PullWorkspace(ctx context.Context, nameOrID string, req api.Pu
 		err = fmt.Errorf("pull from vm %q: %w", c.rec.Name, err)
 	}
 	return out, err
+}
+
+// lookWithin bounds how long a pull looks for what is not committed: in a large work tree of an emulated guest that may take longer than all else.
+const lookWithin = time.Second
+
+// countUncommitted says how much of the work in a guest no commit has.
+func (c *copied) countUncommitted(ctx context.Context, out *api.Pull) {
+	ctx, cancel := context.WithTimeout(ctx, lookWithin)
+	defer cancel()
+	modified, untracked, err := workspace.Uncommitted(ctx, c.guest)
+	if err != nil {
+		out.UncommittedUnknown = true
+		return
+	}
+	out.Uncommitted = modified + untracked
 }
 
 // takeFiles makes a patch of what has changed, or applies it.

@@ -132,15 +132,15 @@ func (p *prepare) run(ctx context.Context) (api.Workspace, error) {
 	if err != nil {
 		return api.Workspace{}, err
 	}
-	return ws, p.save(ctx, next)
+	return ws, p.save(ctx, next, base)
 }
 
-// save writes down what both sides have in common now.
-func (p *prepare) save(ctx context.Context, base *workspace.Manifest) error {
+// save writes down what both sides have in common now; old is what they had before, nil for nothing.
+func (p *prepare) save(ctx context.Context, base, old *workspace.Manifest) error {
 	if err := base.Save(p.file); err != nil {
 		return err
 	}
-	if err := workspace.SaveBase(ctx, p.s.workspaceConfig(), base, storeOf(p.file, base)); err != nil {
+	if err := workspace.SaveBase(ctx, p.s.workspaceConfig(), base, old, storeOf(p.file, base)); err != nil {
 		// The copy is whole; only what the guest changes in these files cannot be shown as a patch.
 		p.s.cfg.Log.Warn("cannot keep what a workspace held when it was copied", "vm", p.rec.Name, "error", err.Error())
 	}
@@ -200,7 +200,7 @@ func (p *prepare) first(ctx context.Context) (api.Workspace, error) {
 		return api.Workspace{}, err
 	}
 	ws.GuestPath, base.GuestPath = p.guestPath, p.guestPath
-	if err := p.save(ctx, base); err != nil {
+	if err := p.save(ctx, base, nil); err != nil {
 		return api.Workspace{}, err
 	}
 	if !p.req.NoTooling {

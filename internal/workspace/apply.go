@@ -314,9 +314,7 @@ func (a *application) stage(i int, s step) error {
 	if err != nil {
 		return err
 	}
-	if _, err = io.Copy(out, in); err == nil {
-		err = out.Sync()
-	}
+	_, err = io.Copy(out, in)
 	return errors.Join(err, out.Close(), a.keepMode(i, s))
 }
 

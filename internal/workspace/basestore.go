@@ -25,11 +25,13 @@ const (
 // SaveBase keeps in the directory store what the files of a git work tree held when they were copied, as far as the repository does not have it: what was
 // not committed. So that later it can be told what the guest has changed in them. It keeps nothing of files above 16 MiB, 512 MiB in all, and
 // nothing of plain directories.
-func SaveBase(ctx context.Context, cfg Config, m *Manifest, store string) error {
+//
+// old is what SaveBase was called with before, nil where it is a first copy: only what differs from it is looked at.
+func SaveBase(ctx context.Context, cfg Config, m, old *Manifest, store string) error {
 	if !m.Git {
 		return nil
 	}
-	missing, err := uncommitted(ctx, newGit(cfg), m)
+	missing, err := uncommitted(ctx, newGit(cfg), m, old)
 	if err != nil {
 		return err
 	}
@@ -40,9 +42,15 @@ func SaveBase(ctx context.Context, cfg Config, m *Manifest, store string) error 
 	if err != nil {
 		return err
 	}
+	needed := map[string]bool{}
+	if len(have) > 0 {
+		for _, f := range m.Files {
+			needed[f.ID] = true
+		}
+	}
 	var total int64
 	for _, e := range have {
-		if _, needed := missing[e.Name()]; !needed {
+		if !needed[e.Name()] {
 			if err := os.Remove(filepath.Join(store, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
@@ -104,11 +112,11 @@ func hostContent(m *Manifest, name, to string) (ok bool, err error) {
 	return ok, err
 }
 
-// uncommitted are ids of contents that their repositories do not have, each with one of the paths that had it.
-func uncommitted(ctx context.Context, g git, m *Manifest) (map[string]string, error) {
+// uncommitted are ids of contents that old does not have and their repositories do not have, each with one of the paths that had it.
+func uncommitted(ctx context.Context, g git, m, old *Manifest) (map[string]string, error) {
 	byRepo := map[string]map[string]string{}
 	for name, f := range m.Files {
-		if f.ID == "" {
+		if f.ID == "" || old != nil && old.Files[name].ID == f.ID {
 			continue
 		}
 		prefix := m.repoOf(name)

@@ -38,7 +38,7 @@ func (p *pair) fetch() *Work {
 // saveBase keeps what the host has not committed.
 func (p *pair) saveBase() {
 	p.Helper()
-	must(p.T, SaveBase(p.Context(), p.config(), p.base, p.store()))
+	must(p.T, SaveBase(p.Context(), p.config(), p.base, nil, p.store()))
 }
 
 func kinds(changes []Change) (out []string) {

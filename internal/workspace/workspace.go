@@ -203,6 +203,9 @@ func (s *Source) list(ctx context.Context, g git) error {
 	if err := l.workTree(ctx, "", "", 0); err != nil {
 		return err
 	}
+	if s.opts.Base != nil { // what has changed will be read before anything is sent
+		return nil
+	}
 	return l.check(ctx)
 }
 
