@@ -5,17 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
-	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // confirm asks a question that is answered with y, n or, for yes, the return key. The end of stdin is a no.
 func (a *App) confirm(ctx context.Context, question string) (bool, error) {
-	return a.ask(ctx, a.In, question, true)
+	return a.ask(ctx, question, true)
 }
 
-// ask asks in for a yes or no; usual is what the return key alone stands for. The end of in is a no.
-func (a *App) ask(ctx context.Context, in io.Reader, question string, usual bool) (bool, error) {
+// ask asks for a yes or no; usual is what the return key alone stands for. The end of stdin is a no.
+func (a *App) ask(ctx context.Context, question string, usual bool) (bool, error) {
 	keys := "[Y/n]"
 	if !usual {
 		keys = "[y/N]"
@@ -28,7 +30,7 @@ func (a *App) ask(ctx context.Context, in io.Reader, question string, usual bool
 		}
 		got := make(chan answer, 1)
 		go func() { // a read does not end with ctx; the program does
-			text, err := readLine(in)
+			text, err := readLine(a.In)
 			got <- answer{text, err}
 		}()
 		select {
@@ -69,82 +71,48 @@ func readLine(r io.Reader) (string, error) {
 	return string(line), nil
 }
 
-// keyboard hands what is typed to one reader after another. A read of a terminal cannot be broken off: one that still waits for a
-// reader that has left goes on for the next.
-type keyboard struct {
-	in io.Reader
-
-	mu      sync.Mutex // guards what follows
-	reading bool       // a read is under way, or its end lies in typed
-	rest    []byte     // of what was read
-	typed   chan keys  // has room for one
-}
-
-// keys is what one read has brought.
-type keys struct {
-	data []byte
-	err  error
-}
-
-func newKeyboard(in io.Reader) *keyboard { return &keyboard{in: in, typed: make(chan keys, 1)} }
-
-// seat returns a reader of the keyboard. Once it has left, its reads are at their end, and another may take a seat.
-func (k *keyboard) seat() (in io.Reader, leave func()) {
-	s := &seat{keyboard: k, left: make(chan struct{})}
-	return s, sync.OnceFunc(func() { close(s.left) })
-}
-
-// seat is one reader of a keyboard.
+// seat is stdin for somebody who does not read it to its end: once it has left, its reads are at their end, and what is typed then is
+// for who comes next.
 type seat struct {
-	keyboard *keyboard
-	left     chan struct{}
+	in   io.Reader
+	wake *os.File // is readable once left; nil where in is no file, and a read cannot be broken off
+	left *os.File
+}
+
+// takeSeat returns a seat at in.
+func takeSeat(in io.Reader) (*seat, error) {
+	s := &seat{in: in}
+	if _, ok := in.(*os.File); !ok {
+		return s, nil
+	}
+	var err error
+	s.wake, s.left, err = os.Pipe()
+	return s, err
+}
+
+// leave ends a Read that waits, and those to come.
+func (s *seat) leave() {
+	if s.left != nil {
+		_ = s.left.Close()
+	}
 }
 
 func (s *seat) Read(p []byte) (int, error) {
-	k := s.keyboard
-	k.mu.Lock()
-	if len(k.rest) > 0 && !s.hasLeft() {
-		n := copy(p, k.rest)
-		k.rest = k.rest[n:]
-		k.mu.Unlock()
-		return n, nil
+	f, ok := s.in.(*os.File)
+	if !ok {
+		return s.in.Read(p)
 	}
-	if !k.reading && !s.hasLeft() {
-		k.reading = true
-		go k.read()
-	}
-	k.mu.Unlock()
-	select {
-	case <-s.left:
-		return 0, io.EOF
-	case got := <-k.typed:
-		if s.hasLeft() {
-			k.typed <- got
+	fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLIN}, {Fd: int32(s.wake.Fd()), Events: unix.POLLIN}}
+	for {
+		_, err := unix.Poll(fds, -1)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return 0, err
+		case fds[1].Revents != 0:
 			return 0, io.EOF
+		default:
+			return f.Read(p)
 		}
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		k.reading = false
-		n := copy(p, got.data)
-		if k.rest = got.data[n:]; len(k.rest) > 0 {
-			return n, nil // the error comes again
-		}
-		return n, got.err
 	}
-}
-
-func (s *seat) hasLeft() bool {
-	select {
-	case <-s.left:
-		return true
-	default:
-		return false
-	}
-}
-
-// read reads once.
-func (k *keyboard) read() {
-	buf := make([]byte, 4096) // a line of a terminal is no longer
-	n, err := k.in.Read(buf)
-	k.typed <- keys{buf[:n], err}
 }

@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"errors"
 	"io"
+	"os"
 	"strings"
 	"testing"
 
@@ -31,8 +33,8 @@ func TestDeleteAsks(t *testing.T) {
 		"forced":            {"a --force", "", true, 0, "a\n", "", "b stopped\nc running"},
 		"nobody there":      {"a", "y\n", false, 1, "", "banger: delete vm \"a\": it has commits that were not pulled\nhint: banger vm workspace pull a\n", "a stopped\nb stopped\nc running"},
 		"several, one kept": {"b a", "n\n", true, 1, "b\n", question, "a stopped\nc running"},
-		"all":               {"--all", "y\n", true, 1, "a\nb\n", question + "banger: delete vm \"c\": it runs\nhint: banger vm delete --force c\n", "c running"},
-		"one that runs is refused without a question": {"c", "", true, 1, "", "banger: delete vm \"c\": it runs\nhint: banger vm delete --force c\n", "a stopped\nb stopped\nc running"},
+		"all":               {"--all", "y\n", true, 1, "a\nb\n", question + "banger: vm \"c\" has commits that were not pulled:\n  /root/r: y\nbanger: delete vm \"c\": it runs\nhint: banger vm delete --force c\n", "c running"},
+		"one that runs is refused without a question": {"c", "", true, 1, "", "banger: vm \"c\" has commits that were not pulled:\n  /root/r: y\nbanger: delete vm \"c\": it runs\nhint: banger vm delete --force c\n", "a stopped\nb stopped\nc running"},
 		"none of that name":                           {"nope", "", true, 1, "", "banger: vm \"nope\": there is none of that name\nhint: banger vm list\n", "a stopped\nb stopped\nc running"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -126,40 +128,40 @@ func TestRunAsksBeforeItDeletes(t *testing.T) {
 	}
 }
 
-// TestKeyboard: a read that waits for one reader goes on for the next, and no key is lost.
-func TestKeyboard(t *testing.T) {
-	r, w := io.Pipe()
-	k := newKeyboard(r)
-	first, leave := k.seat()
-	go io.WriteString(w, "abc")
-	buf := make([]byte, 2)
-	if n, err := first.Read(buf); string(buf[:n]) != "ab" || err != nil {
-		t.Errorf("%q, %v", buf[:n], err)
+// TestSeat: a read that waits ends when its reader leaves, and what comes then is for the next.
+func TestSeat(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
 	}
-	if n, err := first.Read(buf); string(buf[:n]) != "c" || err != nil {
+	defer r.Close()
+	s, err := takeSeat(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(w, "ab")
+	buf := make([]byte, 100)
+	if n, err := s.Read(buf); string(buf[:n]) != "ab" || err != nil {
 		t.Errorf("%q, %v", buf[:n], err)
 	}
 	ended := make(chan error)
 	go func() {
-		_, err := first.Read(make([]byte, 100)) // waits
+		_, err := s.Read(buf) // waits
 		ended <- err
 	}()
-	leave()
-	if err := <-ended; err != io.EOF {
+	s.leave()
+	if err := <-ended; !errors.Is(err, io.EOF) {
 		t.Errorf("after it left: %v", err)
 	}
-	second, leave2 := k.seat()
-	go func() {
-		io.WriteString(w, "y\nrest")
-		w.Close()
-	}()
-	if line, err := readLine(second); line != "y" || err != nil {
+	io.WriteString(w, "y\nrest")
+	w.Close()
+	if n, err := s.Read(buf); n > 0 || !errors.Is(err, io.EOF) {
+		t.Errorf("it read on: %d, %v", n, err)
+	}
+	if line, err := readLine(r); line != "y" || err != nil {
 		t.Errorf("%q, %v", line, err)
 	}
-	leave2()
-	third, leave3 := k.seat()
-	defer leave3()
-	if all, err := io.ReadAll(third); string(all) != "rest" || err != nil {
+	if all, err := io.ReadAll(r); string(all) != "rest" || err != nil {
 		t.Errorf("%q, %v", all, err)
 	}
 }

@@ -69,7 +69,8 @@ type deletion struct {
 	discard     map[string]bool
 }
 
-// askDeletion asks about VMs with commits that were not pulled. About one that is refused anyway, as it runs, it does not.
+// askDeletion asks about VMs with commits that were not pulled. Of one that is refused anyway, as it runs, it only says what it has:
+// what comes next may be --force.
 func (a *App) askDeletion(ctx context.Context, d *deletion) error {
 	c, err := a.connect()
 	if err != nil {
@@ -82,13 +83,15 @@ func (a *App) askDeletion(ctx context.Context, d *deletion) error {
 	}
 	d.names, d.all, d.asked, d.discard = nil, false, true, map[string]bool{}
 	for _, name := range names {
-		lost, err := a.unpulledOfStopped(ctx, c, name)
+		lost, runs, err := a.wouldLose(ctx, c, name)
 		if err != nil {
 			return err
 		}
 		if len(lost) > 0 {
 			a.warnUnpulled(name, lost)
-			yes, err := a.ask(ctx, a.In, deleteAnyway, false)
+		}
+		if len(lost) > 0 && !runs {
+			yes, err := a.ask(ctx, deleteAnyway, false)
 			if err != nil {
 				return err
 			}
@@ -102,19 +105,21 @@ func (a *App) askDeletion(ctx context.Context, d *deletion) error {
 	return nil
 }
 
-// unpulledOfStopped is what would be lost with a VM that does not run. What is wrong with the VM its deletion says.
-func (a *App) unpulledOfStopped(ctx context.Context, c *client.Client, name string) ([]api.Unpulled, error) {
-	vm, err := c.VM(ctx, name)
-	if err == nil && (vm.State == api.StateStopped || vm.State == api.StateFailed) {
-		var lost []api.Unpulled
-		if lost, err = c.Unpulled(ctx, name); err == nil {
-			return lost, nil
-		}
+// wouldLose is what would be lost with a VM, and whether it runs. What is wrong with the VM its deletion says.
+func (a *App) wouldLose(ctx context.Context, c *client.Client, name string) (lost []api.Unpulled, runs bool, err error) {
+	asking, cancel := context.WithTimeout(ctx, unpulledWithin)
+	defer cancel()
+	vm, err := c.VM(asking, name)
+	if err == nil {
+		lost, err = c.Unpulled(asking, name)
 	}
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
+	switch {
+	case ctx.Err() != nil:
+		return nil, false, context.Cause(ctx)
+	case err != nil:
+		return nil, false, nil
 	}
-	return nil, nil
+	return lost, vm.State != api.StateStopped && vm.State != api.StateFailed, nil
 }
 
 // maxLost is how many refs of a copy are named before it is deleted.

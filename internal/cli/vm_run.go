@@ -127,8 +127,8 @@ type run struct {
 	tty    bool
 	vm     api.VM // once it is made
 	dir    string // in the guest, where the command runs
-	// keys are what is typed, where a question may follow the command; nil for stdin as it is.
-	keys *keyboard
+	// asks: a question may follow the command.
+	asks bool
 }
 
 func runVMRun(ctx context.Context, a *App, o *vmRunOptions) error {
@@ -151,14 +151,21 @@ func runVMRun(ctx context.Context, a *App, o *vmRunOptions) error {
 	if o.detach {
 		return r.leave(ctx)
 	}
+	return r.finish(ctx, r.run(ctx))
+}
+
+// run runs the command.
+func (r *run) run(ctx context.Context) error {
 	rem := r.remote()
-	leave := func() {}
-	if r.keys != nil {
-		rem.in, leave = r.keys.seat()
+	if r.asks {
+		in, err := takeSeat(r.app.In)
+		if err != nil {
+			return err
+		}
+		defer in.leave()
+		rem.in = in
 	}
-	err = a.runRemote(ctx, r.client, rem)
-	leave()
-	return r.finish(ctx, err)
+	return r.app.runRemote(ctx, r.client, rem)
 }
 
 // workspace is what is copied.
@@ -193,9 +200,7 @@ func newRun(a *App, o *vmRunOptions) (*run, error) {
 		r.req.Wait = api.MarkAgent // the copy starts there; prepare waits for the rest
 	}
 	if o.rm && !o.detach {
-		if !o.force && a.Terminal.In && a.Terminal.Err {
-			r.keys = newKeyboard(a.In)
-		}
+		r.asks = !o.force && a.Terminal.In && a.Terminal.Err
 		if r.req.Owner, err = self(); err != nil {
 			return nil, err
 		}

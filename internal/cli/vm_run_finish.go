@@ -43,6 +43,9 @@ func (r *run) finish(ctx context.Context, err error) error {
 		r.app.say("remove it: banger vm delete %s", r.vm.Name)
 	case shell || r.opts.vm.name == "":
 		r.app.say("vm %q stays; come back: %s", r.vm.Name, r.comeBack())
+		if r.opts.workspace.branch != "" {
+			r.app.say("get its commits: banger vm workspace pull %s", r.vm.Name)
+		}
 		r.app.say("remove it: banger vm delete --force %s", r.vm.Name)
 	}
 	return err

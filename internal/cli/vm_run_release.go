@@ -38,7 +38,7 @@ func (r *run) release(ctx context.Context) {
 // mayDelete reports whether nothing would be lost with the VM, or the user says that it may be. Where it cannot be found out the VM
 // goes: that is what --rm is for.
 func (r *run) mayDelete(ctx context.Context) bool {
-	if r.keys == nil {
+	if !r.asks {
 		return true
 	}
 	// A signal is an answer: it must not end the program, whose VM would go with it.
@@ -58,9 +58,7 @@ func (r *run) mayDelete(ctx context.Context) bool {
 		return true
 	}
 	r.app.warnUnpulled(r.vm.Name, lost)
-	in, leave := r.keys.seat()
-	defer leave()
-	yes, err := r.app.ask(asking, in, deleteAnyway, false)
+	yes, err := r.app.ask(asking, deleteAnyway, false)
 	return yes && err == nil
 }
 

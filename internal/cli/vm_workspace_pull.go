@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -140,8 +141,8 @@ func (o *vmWorkspacePullOptions) pulledText(p api.Pull, patch string) string {
 		fmt.Fprintf(&b, "no new commits in %s\n", safeText(inVM(o.name, p.GuestPath)))
 	}
 	if ref := mergeable(p); ref != "" {
-		fmt.Fprintf(&b, "look: %s\n", safeText(quoted("git", "-C", p.Path, "log", "HEAD.."+ref)))
-		fmt.Fprintf(&b, "merge: %s\n", safeText(quoted("git", "-C", p.Path, "merge", ref)))
+		fmt.Fprintf(&b, "look:  %s\n", safeText(gitIn(p.Path, "log", "HEAD.."+ref)))
+		fmt.Fprintf(&b, "merge: %s\n", safeText(gitIn(p.Path, "merge", ref)))
 	}
 	switch {
 	case o.patch != "" && p.Patched == 0:
@@ -168,6 +169,17 @@ func pulledRefText(r api.PulledRef) string {
 		return "new, " + text
 	}
 	return text
+}
+
+// gitIn is a command of git's for a directory, as the user would type it here.
+func gitIn(dir string, args ...string) string {
+	command := quoted(append([]string{"git"}, args...)...)
+	if here, err := os.Getwd(); err == nil {
+		if here, err = filepath.EvalSymlinks(here); err == nil && strings.HasPrefix(here+"/", dir+"/") {
+			return command
+		}
+	}
+	return quoted("cd", dir) + " && " + command
 }
 
 // mergeable is the ref to merge: what the VM has checked out, else the only one that has moved; empty for none.

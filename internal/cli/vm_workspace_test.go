@@ -188,6 +188,36 @@ func TestWorkspaceMistakes(t *testing.T) {
 	}
 }
 
+// TestRunBranch: the directory is checked before there is a VM, and what the flags say is what is asked for.
+func TestRunBranch(t *testing.T) {
+	a, d := workspaceApp(t)
+	dir := t.TempDir()
+	d.work.answer = api.Workspace{GuestPath: dir, ToolingLog: "/root/.cache/l.log"}
+	if code := a.run("vm", "run", dir, "--branch", "x", "--from", "main", "--depth", "2", "--no-tooling", "--", "true"); code != 0 {
+		t.Fatalf("status %d, %q", code, a.err.String())
+	}
+	want := []api.PrepareWorkspace{{Path: dir, Branch: "x", From: "main", Depth: 2, NoTooling: true, Force: true}}
+	if diff := cmp.Diff(want, d.work.prepared); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(want, d.work.checked); diff != "" {
+		t.Error(diff)
+	}
+	for _, line := range []string{
+		"banger: the tools that " + dir + " names are being installed; watch it: banger vm exec quiet-otter -- tail -f /root/.cache/l.log\n",
+		"banger: get its commits: banger vm workspace pull quiet-otter\nbanger: remove it: ",
+	} {
+		if !strings.Contains(a.err.String(), line) {
+			t.Errorf("%q lacks %q", a.err.String(), line)
+		}
+	}
+	d.work.refuse = api.Errorf(api.KindConflict, "branch %q: it is there", "x").WithHint("another")
+	made := d.asked("POST /v1/vms")
+	if code := a.run("vm", "run", dir, "--branch", "x", "--name", "other", "--", "true"); code != 125 || a.err.String() != "banger: branch \"x\": it is there\nhint: another\n" || d.asked("POST /v1/vms") != made {
+		t.Errorf("refused: status %d, %q", code, a.err.String())
+	}
+}
+
 func TestWorkspaceList(t *testing.T) {
 	a, d := workspaceApp(t)
 	if code := a.run("vm", "workspace", "list", "box"); code != 0 || !strings.Contains(a.err.String(), "banger vm workspace prepare box PATH") {
@@ -352,7 +382,7 @@ func TestWorkspacePull(t *testing.T) {
 	}
 	box := api.WorkspaceCopy{Path: "/h/r", GuestPath: "/root/r", Git: true}
 	const ref = "refs/banger/box/try"
-	const merge = "look: git -C /h/r log HEAD.." + ref + "\nmerge: git -C /h/r merge " + ref + "\n"
+	const merge = "look:  cd /h/r && git log HEAD.." + ref + "\nmerge: cd /h/r && git merge " + ref + "\n"
 	pulled := []api.PulledRef{{Ref: ref, New: "n", Commits: 2}}
 	for name, c := range map[string]struct {
 		args     string
@@ -369,8 +399,8 @@ func TestWorkspacePull(t *testing.T) {
 			`refs/banger/box/a;b\u202e  1 commit
   rewritten in the VM; what it was: git show 0123456789ab
 refs/banger/box/c  3 commits
-look: git -C /h/r log 'HEAD..refs/banger/box/a;b\u202e'
-merge: git -C /h/r merge 'refs/banger/box/a;b\u202e'
+look:  cd /h/r && git log 'HEAD..refs/banger/box/a;b\u202e'
+merge: cd /h/r && git merge 'refs/banger/box/a;b\u202e'
 `, ""},
 		"nothing new":   {"", api.Pull{WorkspaceCopy: box}, "", api.PullWorkspace{}, "no new commits in box:/root/r\n", ""},
 		"pulled before": {"", api.Pull{WorkspaceCopy: box, Current: ref}, "", api.PullWorkspace{}, "no new commits in box:/root/r\n" + merge, ""},
