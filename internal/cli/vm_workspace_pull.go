@@ -91,7 +91,7 @@ func runVMWorkspacePull(ctx context.Context, a *App, o *vmWorkspacePullOptions) 
 		a.say("%s in the VM: not committed, so not pulled; --patch FILE or --apply brings that, too", plural(pull.Uncommitted, "changed file"))
 	}
 	if pull.UncommittedUnknown {
-		a.say("the VM may have changes that are not committed; to look: banger vm workspace status %s", quoted(o.name))
+		a.say("the VM may have changes that are not committed; to look: %s", aboutCopy("status", o.name, pull.WorkspaceCopy))
 	}
 	return nil
 }

@@ -402,6 +402,10 @@ refs/banger/box/c  3 commits
 look:  cd /h/r && git log 'HEAD..refs/banger/box/a;b\u202e'
 merge: cd /h/r && git merge 'refs/banger/box/a;b\u202e'
 `, ""},
+		"in the repository": {"", api.Pull{WorkspaceCopy: api.WorkspaceCopy{Path: filepath.Dir(dir), Git: true}, Refs: pulled}, "", api.PullWorkspace{},
+			ref + "  new, 2 commits\nlook:  git log HEAD.." + ref + "\nmerge: git merge " + ref + "\n", ""},
+		"not looked at": {"", api.Pull{WorkspaceCopy: box, UncommittedUnknown: true}, "", api.PullWorkspace{}, "no new commits in box:/root/r\n",
+			"banger: the VM may have changes that are not committed; to look: banger vm workspace status box --guest-path /root/r\n"},
 		"nothing new":   {"", api.Pull{WorkspaceCopy: box}, "", api.PullWorkspace{}, "no new commits in box:/root/r\n", ""},
 		"pulled before": {"", api.Pull{WorkspaceCopy: box, Current: ref}, "", api.PullWorkspace{}, "no new commits in box:/root/r\n" + merge, ""},
 		"patch": {"--patch o.patch", api.Pull{WorkspaceCopy: box, Uncommitted: 1, Patched: 1}, "p", api.PullWorkspace{Patch: filepath.Join(dir, "o.patch")},
