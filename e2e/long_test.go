@@ -69,3 +69,8 @@ func TestLongCrashes(t *testing.T) {
 		}
 	}
 }
+
+// TestLongWorkspaceCycles is TestWorkspaceCycles, COUNT times in one VM.
+func TestLongWorkspaceCycles(t *testing.T) {
+	workspaceCycles(t, envNumber(t, "COUNT", 50), uint64(envNumber(t, "SEED", 1)))
+}

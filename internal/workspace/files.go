@@ -140,6 +140,9 @@ func (l *lister) workTree(ctx context.Context, prefix, at string, depth int) err
 	if err != nil {
 		return err
 	}
+	if err := l.noteFilters(ctx, r); err != nil {
+		return err
+	}
 	if l.tree == l.source.Root {
 		others, err := l.untracked(ctx, r, prefix)
 		if err != nil {

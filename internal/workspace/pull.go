@@ -51,7 +51,9 @@ func Pull(ctx context.Context, cfg PullConfig, g Guest, base *Manifest) (api.Pul
 		}
 		res, err := quarantine.Pull(ctx, cfg.quarantine(), quarantine.Request{
 			Repo: filepath.Join(base.Root, prefix), VM: cfg.VM, Refs: refs, Shallow: shallow, Have: base.Repos[prefix].ids(), Report: cfg.Report,
-			Pack: func(ctx context.Context, want, have []string, w io.Writer) error { return packInGuest(ctx, g, prefix, want, have, w) },
+			Pack: func(ctx context.Context, want, have []string, w io.Writer) error {
+				return packInGuest(ctx, g, prefix, want, have, w)
+			},
 		})
 		if err != nil {
 			return out, err

@@ -27,6 +27,9 @@ func (s *Source) Stream(ctx context.Context, w io.Writer, rep progress.Reporter)
 	if s.Subdir != "." {
 		rep.Note(fmt.Sprintf("the whole work tree %s is copied, not only %s", printable(s.Root), printable(s.Subdir)))
 	}
+	for _, n := range s.notes {
+		rep.Note(n)
+	}
 	m := s.manifest()
 	t := s.streamer(ctx, w, rep, m)
 	if err := t.all(s.entries, s.bytes); err != nil {

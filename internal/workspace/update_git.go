@@ -34,7 +34,7 @@ type repoUpdate struct {
 
 	files   []entry
 	remove  []string
-	updates []string // lines for update-ref --stdin
+	updates []string    // lines for update-ref --stdin
 	links   [][2]string // symbolic refs and what they name; "" deletes one
 }
 

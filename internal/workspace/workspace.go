@@ -54,6 +54,7 @@ type Source struct {
 	bytes   int64            // of the regular files in entries
 	repos   map[string]*repo // by directory, "" for Root
 	skipped skipped
+	notes   []string
 }
 
 // Options say what of a directory goes into the guest. The zero value is all, as it is.

@@ -13,6 +13,7 @@ import (
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/hostexec"
+	"git.thaloco.com/thaloco/banger/internal/progress"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -464,5 +465,42 @@ func TestNothingSecret(t *testing.T) {
 	}
 	if got := h.git(guest, "config", "remote.push.pushurl"); got != "ssh://git@x.org/r\n" {
 		t.Errorf("%q", got)
+	}
+}
+
+// notes collects what a stream says beside its progress.
+type notes struct {
+	progress.Reporter
+	lines []string
+}
+
+func (n *notes) Note(text string) { n.lines = append(n.lines, text) }
+
+// Files that a filter of the host's git changes travel as they are on the disk, pointers of git-lfs as pointers, and the user is told.
+func TestFilters(t *testing.T) {
+	h := newHost(t)
+	dir := h.repo("repo")
+	h.file("repo/.gitattributes", "*.bin filter=lfs\n*.other filter=unknown\n")
+	h.file("repo/a.bin", "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 3\n")
+	h.file("repo/b.other", "x\n")
+	h.git(dir, "add", "-A")
+	h.git(dir, "commit", "-qm", "a pointer")
+	guest, _ := h.copy(dir)
+	h.same(dir, guest) // nobody has the filter
+	h.git(dir, "config", "filter.lfs.clean", "sed s/large/pointer/")
+	h.git(dir, "config", "filter.lfs.smudge", "sed s/pointer/large/")
+	h.file("repo/c.bin", "large\n")
+	h.git(dir, "add", "c.bin")
+	h.git(dir, "commit", "-qm", "filtered")
+	n := &notes{Reporter: progress.Discard}
+	if _, _, err := h.prepare(dir).Stream(t.Context(), io.Discard, n); err != nil {
+		t.Fatal(err)
+	}
+	if len(n.lines) != 1 || !strings.HasPrefix(n.lines[0], "2 files pass the filter lfs of git here") {
+		t.Errorf("notes %q", n.lines)
+	}
+	guest, _ = h.copy(dir)
+	if b, err := os.ReadFile(filepath.Join(guest, "c.bin")); err != nil || string(b) != "large\n" {
+		t.Errorf("c.bin is %q, %v", b, err)
 	}
 }
