@@ -346,6 +346,7 @@ func (p *pull) update(ctx context.Context) (Result, error) {
 			return Result{}, p.explain(err)
 		}
 	}
+	p.req.Report.Step("move refs")
 	for _, changes := range [][]change{plan.removals, plan.changes} {
 		if err := p.host.update(ctx, changes); err != nil {
 			return Result{}, err

@@ -47,7 +47,53 @@ const gitconfig = `[user]
 `
 
 // newWorld makes a host's repository with one commit, and a guest's that is a clone of it.
-func newWorld(t *testing.T, initArgs ...string) *world {
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := emptyWorld(t)
+	must(t, os.CopyFS(w.dir, os.DirFS(template(t))))
+	w.write(w.guest, ".git/config", strings.ReplaceAll(string(read(t, filepath.Join(w.guest, ".git/config"))), template(t), w.dir))
+	w.have = []string{strings.TrimSpace(string(read(t, filepath.Join(w.host, ".git/refs/heads/main"))))}
+	return w
+}
+
+// templateDir is what newWorld copies: making it anew takes git a while.
+var templateDir string
+
+func template(t *testing.T) string {
+	t.Helper()
+	if _, err := os.Stat(templateDir); templateDir != "" && err == nil {
+		return templateDir
+	}
+	dir, err := os.MkdirTemp("", "banger-quarantine-test-")
+	must(t, err)
+	w := emptyWorld(t)
+	w.dir, w.host, w.guest = dir, filepath.Join(dir, "host"), filepath.Join(dir, "guest")
+	w.firstCommit()
+	w.git("", "clone", "-q", w.host, w.guest)
+	templateDir = dir
+	return dir
+}
+
+func TestMain(m *testing.M) {
+	if os.Getenv(childEnv) != "" {
+		os.Exit(child())
+	}
+	code := m.Run()
+	if templateDir != "" {
+		_ = os.RemoveAll(templateDir)
+	}
+	os.Exit(code)
+}
+
+func read(t *testing.T, file string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	must(t, err)
+	return b
+}
+
+// emptyWorld is a user without repositories.
+func emptyWorld(t *testing.T) *world {
 	t.Helper()
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	must(t, err)
@@ -60,13 +106,17 @@ func newWorld(t *testing.T, initArgs ...string) *world {
 	}
 	w.env, w.guestEnv = environment("home"), environment("guesthome")
 	w.cfg = Config{Environ: w.env, TempDir: filepath.Join(dir, "temp")}
+	return w
+}
+
+// firstCommit makes the host's repository.
+func (w *world) firstCommit(initArgs ...string) {
+	w.Helper()
 	w.git("", append([]string{"init", "-q", "-b", "main", w.host}, initArgs...)...)
 	w.write(w.host, "file", "one\n")
 	w.git(w.host, "add", "-A")
 	w.git(w.host, "commit", "-qm", "first")
-	w.git("", "clone", "-q", w.host, w.guest)
 	w.have = []string{w.id(w.host, "main")}
-	return w
 }
 
 func (w *world) try(dir string, stdin io.Reader, args ...string) (string, error) {
@@ -177,11 +227,12 @@ func (w *world) refs() []Ref {
 // pack is what the agent does.
 func (w *world) pack(ctx context.Context, want, have []string, to io.Writer) error {
 	in := strings.Join(want, "\n") + "\n"
-	out, err := w.try(w.guest, strings.NewReader(strings.Join(have, "\n")+"\n"), "cat-file", "--batch-check=%(objectname)")
+	out, err := hostexec.Runner{}.Output(ctx, hostexec.Cmd{Argv: []string{"git", "cat-file", "--batch-check=%(objectname)"},
+		Dir: w.guest, Env: w.guestEnv, Stdin: strings.NewReader(strings.Join(have, "\n") + "\n")})
 	if err != nil {
 		return err
 	}
-	for _, l := range strings.Fields(strings.ReplaceAll(out, " missing", "-missing")) {
+	for _, l := range strings.Fields(strings.ReplaceAll(string(out), " missing", "-missing")) {
 		if !strings.HasSuffix(l, "-missing") {
 			in += "^" + l + "\n"
 		}
