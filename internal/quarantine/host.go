@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"git.thaloco.com/thaloco/banger/api"
@@ -52,9 +53,9 @@ func openHost(ctx context.Context, cfg Config, repo string) (*host, error) {
 	}
 	for _, name := range names {
 		// Since 2.54, git also runs hooks that the configuration names.
-		off = append(off[:len(off):len(off)], [2]string{name + ".enabled", "false"})
+		off = append(slices.Clip(off), [2]string{name + ".enabled", "false"})
 	}
-	h.git.env = append(env[:len(env):len(env)], configEnv(off)...)
+	h.git.env = append(slices.Clip(env), configEnv(off)...)
 	h.removeStaleKeeps()
 	return h, nil
 }
@@ -167,7 +168,8 @@ func (h *host) store(ctx context.Context, b *bare, ids, have []string) (keeps, e
 		if err != nil {
 			return kept, err
 		}
-		out, err := h.git.output(ctx, f, "index-pack", "--stdin", "--keep="+keepPrefix+b.dir)
+		// It is not cancelled: a git that is killed leaves its half of a pack among the host's objects.
+		out, err := h.git.output(context.WithoutCancel(ctx), f, "index-pack", "--stdin", "--keep="+keepPrefix+b.dir)
 		_ = f.Close()
 		if err != nil {
 			return kept, hostWrite(err, h.objects)

@@ -306,14 +306,17 @@ func (w *world) packLoose(ctx context.Context, _, _ []string, to io.Writer) erro
 }
 
 // rawPack makes a pack of objects written as they are.
-type rawPack struct{ bytes.Buffer }
+type rawPack struct {
+	bytes.Buffer
+	z *zlib.Writer
+}
 
 const (
 	packCommit, packTree, packBlob, packRefDelta = 1, 2, 3, 7
 )
 
 func newPack(objects uint32) *rawPack {
-	p := &rawPack{}
+	p := &rawPack{z: zlib.NewWriter(io.Discard)}
 	p.WriteString("PACK")
 	_ = binary.Write(p, binary.BigEndian, []uint32{2, objects})
 	return p
@@ -329,9 +332,9 @@ func (p *rawPack) add(kind int, base string, content []byte) {
 	p.WriteByte(b)
 	id, _ := hex.DecodeString(base)
 	p.Write(id)
-	z := zlib.NewWriter(p)
-	_, _ = z.Write(content)
-	_ = z.Close()
+	p.z.Reset(&p.Buffer)
+	_, _ = p.z.Write(content)
+	_ = p.z.Close()
 }
 
 func (p *rawPack) end() []byte {
@@ -466,5 +469,34 @@ func TestNothingComesAlong(t *testing.T) {
 	w.git(w.host, "cat-file", "-e", id)
 	if _, err := w.try(w.host, nil, "cat-file", "-e", stowaway); err == nil {
 		t.Error("it came along")
+	}
+}
+
+// Trees so deep that git's recursion over them may not end well are walked in the quarantine first.
+func TestDeepTrees(t *testing.T) {
+	w := newHostile(t)
+	good := w.commit(w.guest, "good")
+	const depth = 100_000
+	p := newPack(depth + 2)
+	blob := []byte("x\n")
+	p.add(packBlob, "", blob)
+	entry := "100644 a " + gitID("blob", blob)
+	for range depth {
+		content := []byte(tree(t, entry))
+		p.add(packTree, "", content)
+		entry = "40000 a " + gitID("tree", content)
+	}
+	commit := fmt.Appendf(nil, "tree %s\nauthor A <a@x> 1 +0000\ncommitter A <a@x> 1 +0000\n\nm\n", entry[len("40000 a "):])
+	p.add(packCommit, "", commit)
+	req := w.request()
+	req.Refs = append(req.Refs, Ref{"refs/heads/deep", gitID("commit", commit)})
+	req.Pack = func(_ context.Context, _, _ []string, to io.Writer) error { _, err := to.Write(p.end()); return err }
+	res, err := w.pullReq(req)
+	if err != nil || len(res.Skipped) != 2 || !strings.Contains(res.Skipped[0], "deep") { // and main, which the guest did not send
+		t.Errorf("%+v, %v", res, err)
+	}
+	w.whole()
+	if w.mustPull(); w.pulled()["dev/main"] != good || len(w.pulled()) != 1 {
+		t.Errorf("pulled %v", w.pulled())
 	}
 }

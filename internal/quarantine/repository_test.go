@@ -111,6 +111,12 @@ func TestWhatGoesWhere(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest
 	first := w.id(g, "HEAD")
+	for _, dir := range []string{w.host, g} { // as Linux has one
+		w.git(dir, "update-ref", "refs/tags/tree", first+"^{tree}")
+	}
+	if missing, err := Missing(t.Context(), w.cfg, w.host, w.refs()); err != nil || len(missing) > 0 {
+		t.Errorf("missing %v, %v", missing, err)
+	}
 	w.git(g, "tag", "old", first)
 	w.git(g, "tag", "-a", "-m", "x", "annotated", first)
 	w.git(g, "update-ref", "refs/notes/known", first)
@@ -148,7 +154,7 @@ func TestWhatGoesWhere(t *testing.T) {
 		t.Errorf("the second time: %+v", res.Refs)
 	}
 	w.git(g, "checkout", "-q", "main")
-	for _, ref := range strings.Split(w.git(g, "for-each-ref", "--format=%(refname)"), "\n") {
+	for ref := range strings.SplitSeq(w.git(g, "for-each-ref", "--format=%(refname)"), "\n") {
 		if ref != "refs/heads/main" {
 			w.git(g, "update-ref", "-d", ref)
 		}
@@ -162,6 +168,31 @@ func TestWhatGoesWhere(t *testing.T) {
 	}
 	if diff := cmp.Diff([]Pulled{{Guest: "refs/heads/main", Host: "refs/banger/dev/main", Old: main, New: first, Rewritten: true}}, res.Refs); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// In a partial clone something may be missing, but only what the host's remote has.
+func TestPartialIsNoExcuse(t *testing.T) {
+	w := emptyWorld(t)
+	w.firstCommit()
+	w.git(w.host, "config", "uploadpack.allowFilter", "true")
+	must(t, os.Rename(w.host, w.host+"-up"))
+	for _, to := range []string{w.host, w.guest} {
+		w.git("", "clone", "-q", "--filter=blob:none", "file://"+w.host+"-up", to)
+	}
+	must(t, os.Rename(w.host+"-up", w.host+"-away"))
+	good := w.commit(w.guest, "good")
+	bad := w.commitTree(w.object("tree", tree(t, "100644 a 1111111111111111111111111111111111111111")))
+	w.git(w.guest, "update-ref", "refs/heads/bad", bad)
+	req := w.request()
+	req.Pack = w.packLoose
+	res, err := w.pullReq(req)
+	must(t, err)
+	if diff := cmp.Diff(map[string]string{"dev/main": good}, w.pulled()); diff != "" {
+		t.Error(diff)
+	}
+	if len(res.Skipped) != 1 || !strings.Contains(res.Skipped[0], strings.Repeat("1", 40)) {
+		t.Errorf("skipped %q", res.Skipped)
 	}
 }
 

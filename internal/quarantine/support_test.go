@@ -64,7 +64,7 @@ func template(t *testing.T) string {
 	if _, err := os.Stat(templateDir); templateDir != "" && err == nil {
 		return templateDir
 	}
-	dir, err := os.MkdirTemp("", "banger-quarantine-test-")
+	dir, err := os.MkdirTemp("", "banger-quarantine-test-") //nolint:usetesting // it outlives the test that comes first
 	must(t, err)
 	w := emptyWorld(t)
 	w.dir, w.host, w.guest = dir, filepath.Join(dir, "host"), filepath.Join(dir, "guest")
@@ -232,7 +232,7 @@ func (w *world) pack(ctx context.Context, want, have []string, to io.Writer) err
 	if err != nil {
 		return err
 	}
-	for _, l := range strings.Fields(strings.ReplaceAll(string(out), " missing", "-missing")) {
+	for l := range strings.FieldsSeq(strings.ReplaceAll(string(out), " missing", "-missing")) {
 		if !strings.HasSuffix(l, "-missing") {
 			in += "^" + l + "\n"
 		}
