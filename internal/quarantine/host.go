@@ -209,7 +209,6 @@ func (h *host) update(ctx context.Context, changes []change) error {
 	if !ok {
 		return err
 	}
-	said := fatal(ee.Stderr)
 	if blocks := h.blocks(ctx, changes[0].Ref); blocks != "" {
 		return api.Errorf(api.KindConflict, "pull to %q: the ref %q is where refs below it are to go", h.repo, blocks).
 			WithHint("keep it by another name: git -C %s branch NAME %s && git -C %[1]s update-ref -d %[2]s", h.repo, blocks)
@@ -217,10 +216,7 @@ func (h *host) update(ctx context.Context, changes []change) error {
 	if full(ee.Stderr) {
 		return hostWrite(err, h.repo)
 	}
-	if strings.Contains(said, "cannot lock ref") || strings.Contains(said, "cannot update ref") || strings.Contains(said, ".lock") {
-		return fmt.Errorf("%w: %s", errMoved, said)
-	}
-	return api.Errorf(api.KindInvalid, "move refs of the git repository %q: %s", h.repo, said)
+	return fmt.Errorf("%w: %s", errMoved, fatal(ee.Stderr)) // or is locked: git has many words for either
 }
 
 // blocks returns the ref that stands where the directory of all of a VM's refs is to be.

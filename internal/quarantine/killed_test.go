@@ -184,3 +184,33 @@ func TestCancelled(t *testing.T) {
 		t.Error("the host has it")
 	}
 }
+
+// Where a pull ends after it has removed a ref that was in the way of another, nothing is lost, and the next one goes on.
+func TestKilledBetweenTransactions(t *testing.T) {
+	w := newWorld(t)
+	old := w.commit(w.guest, "old")
+	w.git(w.guest, "branch", "-M", "topic")
+	w.mustPull()
+	w.git(w.guest, "branch", "-M", "topic/x")
+	w.git(w.guest, "commit", "-q", "--amend", "-m", "amended")
+	p, err := newPull(t.Context(), w.cfg, w.request())
+	must(t, err)
+	defer p.close()
+	v, err := p.first(t.Context())
+	must(t, err)
+	must(t, p.receive(t.Context(), p.wants(v), p.haves(v)))
+	v, err = p.look(t.Context(), p.bare.git)
+	must(t, err)
+	must(t, v.loadWithoutHave(t.Context()))
+	todo, err := v.plan(t.Context(), nil)
+	must(t, err)
+	must(t, p.host.update(t.Context(), todo.removals))
+	if got := w.pulled(); len(got) != 1 || got["dev/@/kept/"+old] != old {
+		t.Errorf("after the removals: %v", got)
+	}
+	p.close()
+	w.mustPull()
+	if got := w.pulled(); len(got) != 2 || got["dev/topic/x"] != w.id(w.guest, "HEAD") {
+		t.Errorf("after the next pull: %v", got)
+	}
+}

@@ -142,13 +142,14 @@ func (p *pull) pull(ctx context.Context) (Result, error) {
 			return Result{}, err
 		}
 	}
+	var moved error
 	for range attempts {
 		result, err := p.update(ctx)
-		if !errors.Is(err, errMoved) {
+		if moved = err; !errors.Is(err, errMoved) {
 			return result, err
 		}
 	}
-	return Result{}, api.Errorf(api.KindConflict, "pull %q: the refs of %q do not hold still, or one of them is locked", p.req.VM, p.req.Repo).
+	return Result{}, api.Errorf(api.KindConflict, "pull %q: the refs of %q do not hold still, or cannot be moved: %w", p.req.VM, p.req.Repo, moved).
 		WithHint("try again; if no git runs there, a crashed one may have left a lock: find %s -name '*.lock'", filepath.Join(p.req.Repo, ".git"))
 }
 

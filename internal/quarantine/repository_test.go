@@ -343,7 +343,7 @@ func TestHostErrors(t *testing.T) {
 		"a broken config":    {func(w *world, req *Request) { w.write(w.host, ".git/config", "[core\n") }, api.KindInvalid, "bad config", "fsck"},
 		"a stale lock": {func(w *world, req *Request) {
 			w.write(w.host, ".git/refs/banger/dev/main.lock", "")
-		}, api.KindConflict, "do not hold still", "*.lock"},
+		}, api.KindConflict, "main.lock", "*.lock"},
 		"too many new refs": {func(w *world, req *Request) {
 			id := w.id(w.guest, "main")
 			for i := range maxChanges + 1 {
