@@ -207,19 +207,24 @@ func (b *bare) check(ctx context.Context, tips, have []string) (map[string]strin
 		return nil, err
 	}
 	bad := map[string]string{}
+	return bad, b.sift(ctx, tips, have, bad)
+}
+
+// sift finds the tips that cannot be taken by halves: mostly there are none.
+func (b *bare) sift(ctx context.Context, tips, have []string, bad map[string]string) error {
 	why, err := b.walk(ctx, tips, have)
 	if why == "" || err != nil {
-		return bad, err
+		return err
 	}
-	for _, id := range tips {
-		if why, err = b.walk(ctx, []string{id}, have); err != nil {
-			return nil, err
-		}
-		if why != "" {
-			bad[id] = why
-		}
+	if len(tips) == 1 {
+		bad[tips[0]] = why
+		return nil
 	}
-	return bad, nil
+	half := len(tips) / 2
+	if err := b.sift(ctx, tips[:half], have, bad); err != nil {
+		return err
+	}
+	return b.sift(ctx, tips[half:], have, bad)
 }
 
 // walk returns why what tips reach cannot be taken, or nothing.

@@ -25,7 +25,7 @@ func (w *world) canary(name string) string {
 	w.Helper()
 	path := filepath.Join(w.dir, "canary-"+name)
 	w.write(w.dir, "canary-"+name, "#!/bin/sh\n[ -n \"$BANGER_TEST_GUEST\" ] || : >>'"+filepath.Join(w.dir, "fired-"+name)+"'\nexit 0\n")
-	must(w.T, os.Chmod(path, 0o755))
+	must(w, os.Chmod(path, 0o755))
 	return path
 }
 
@@ -33,9 +33,9 @@ func (w *world) canary(name string) string {
 func (w *world) fired() []string {
 	w.Helper()
 	files, err := filepath.Glob(filepath.Join(w.dir, "fired-*"))
-	must(w.T, err)
+	must(w, err)
 	for i, f := range files {
-		must(w.T, os.Remove(f))
+		must(w, os.Remove(f))
 		files[i] = strings.TrimPrefix(filepath.Base(f), "fired-")
 	}
 	return files
@@ -56,13 +56,13 @@ var hookNames = []string{"applypatch-msg", "commit-msg", "fsmonitor-watchman", "
 func (w *world) hooks(dir string) {
 	w.Helper()
 	canary := w.canary("hook")
-	must(w.T, os.MkdirAll(dir, 0o755))
+	must(w, os.MkdirAll(dir, 0o755))
 	for _, name := range hookNames {
-		must(w.T, os.Symlink(canary, filepath.Join(dir, name)))
+		must(w, os.Symlink(canary, filepath.Join(dir, name)))
 	}
 }
 
-func newHostile(t *testing.T) *world {
+func newHostile(t testing.TB) *world {
 	w := newWorld(t)
 	w.guestEnv = append(w.guestEnv, "BANGER_TEST_GUEST=1")
 	return w
@@ -209,12 +209,12 @@ const gitlink = "160000 sub 1111111111111111111111111111111111111111"
 func TestMaliciousObjects(t *testing.T) {
 	dotGit := func(name string) func(w *world) string {
 		return func(w *world) string {
-			return w.commitTree(w.object("tree", tree(w.T, "100644 "+name+" "+w.object("blob", "gitdir: /\n"))))
+			return w.commitTree(w.object("tree", tree(w, "100644 "+name+" "+w.object("blob", "gitdir: /\n"))))
 		}
 	}
 	modules := func(content string) func(w *world) string {
 		return func(w *world) string {
-			return w.commitTree(w.object("tree", tree(w.T, "100644 .gitmodules "+w.object("blob", content), gitlink)))
+			return w.commitTree(w.object("tree", tree(w, "100644 .gitmodules "+w.object("blob", content), gitlink)))
 		}
 	}
 	raw := func(entries ...string) func(w *world) string {
@@ -223,7 +223,7 @@ func TestMaliciousObjects(t *testing.T) {
 			for i := range entries {
 				entries[i] = strings.ReplaceAll(entries[i], "BLOB", blob)
 			}
-			return w.commitTree(w.object("tree", tree(w.T, entries...)))
+			return w.commitTree(w.object("tree", tree(w, entries...)))
 		}
 	}
 	tests := map[string]struct {
@@ -264,7 +264,7 @@ func TestMaliciousObjects(t *testing.T) {
 			return w.id(w.guest, "HEAD")
 		}, ""},
 		"old warts": {func(w *world) string {
-			return w.object("commit", "tree "+w.object("tree", tree(w.T, "040000 d 4b825dc642cb6eb9a060e54bf8d69288fbee4904"))+
+			return w.object("commit", "tree "+w.object("tree", tree(w, "040000 d 4b825dc642cb6eb9a060e54bf8d69288fbee4904"))+
 				"\nauthor A <a@x> 1 +51800\ncommitter A <a@x>1 +0000\n\nm\n")
 		}, ""},
 		"a tree's object is missing": {raw("100644 a 1111111111111111111111111111111111111111"), "1111111111111111111111111111111111111111"},
@@ -310,7 +310,7 @@ func TestMaliciousObjects(t *testing.T) {
 func (w *world) packLoose(ctx context.Context, _, _ []string, to io.Writer) error {
 	var ids strings.Builder
 	files, err := filepath.Glob(filepath.Join(w.guest, ".git/objects/??/*"))
-	must(w.T, err)
+	must(w, err)
 	for _, f := range files {
 		ids.WriteString(filepath.Base(filepath.Dir(f)) + filepath.Base(f) + "\n")
 	}

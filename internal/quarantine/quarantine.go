@@ -30,7 +30,8 @@ import (
 )
 
 // Ref is a ref of the guest, as it says: a full name, "HEAD" where HEAD is detached, or "stash@{1}" and on for what the
-// reflog of the stash has below refs/stash.
+// reflog of the stash has below refs/stash. What else holds commits there, such as the HEAD of a linked worktree, may be
+// given a name below refs/ that says so.
 type Ref struct{ Name, ID string }
 
 // Config is what every pull of a host has in common.

@@ -25,11 +25,11 @@ func TestRepositories(t *testing.T) {
 		}
 		w.git(w.host, "config", "uploadpack.allowFilter", "true")
 		up := filepath.Join(w.dir, "upstream")
-		must(w.T, os.Rename(w.host, up))
+		must(w, os.Rename(w.host, up))
 		for _, to := range []string{w.host, w.guest} {
 			w.git("", append(append([]string{"clone", "-q"}, args...), "file://"+up, to)...)
 		}
-		must(w.T, os.Rename(up, up+"-away")) // nothing may be fetched from it
+		must(w, os.Rename(up, up+"-away")) // nothing may be fetched from it
 		w.have = []string{w.id(w.host, "main")}
 	}
 	tests := map[string]func(w *world){
@@ -39,7 +39,7 @@ func TestRepositories(t *testing.T) {
 		"partial tree": func(w *world) { upstream(w, "--filter=tree:0") },
 		"shared": func(w *world) {
 			w.firstCommit()
-			must(w.T, os.Rename(w.host, w.host+"-lender"))
+			must(w, os.Rename(w.host, w.host+"-lender"))
 			w.git("", "clone", "-q", "--shared", w.host+"-lender", w.host)
 			simple(w)
 		},
@@ -336,7 +336,7 @@ func TestHostErrors(t *testing.T) {
 		says, hint string
 	}{
 		"no repository":      {func(w *world, req *Request) { req.Repo = filepath.Join(w.dir, "home") }, api.KindInvalid, "not a git repository", "git"},
-		"below the top":      {func(w *world, req *Request) { req.Repo += "/sub"; must(w.T, os.Mkdir(req.Repo, 0o755)) }, api.KindInvalid, "not the top", "git"},
+		"below the top":      {func(w *world, req *Request) { req.Repo += "/sub"; must(w, os.Mkdir(req.Repo, 0o755)) }, api.KindInvalid, "not the top", "git"},
 		"no VM's name":       {func(_ *world, req *Request) { req.VM = "../x" }, api.KindInvalid, `"../x"`, ""},
 		"too many refs":      {func(_ *world, req *Request) { req.Refs = make([]Ref, maxRefs+1) }, api.KindInvalid, "more than 100000 refs", "delete"},
 		"a ref of that name": {func(w *world, req *Request) { w.git(w.host, "update-ref", "refs/banger/dev", "HEAD") }, api.KindConflict, `"refs/banger/dev"`, "git -C"},

@@ -19,7 +19,7 @@ import (
 
 // world is a user with a home, a repository "host" and a guest's repository "guest".
 type world struct {
-	*testing.T
+	testing.TB
 	dir, host, guest string
 	env, guestEnv    []string
 	cfg              Config
@@ -47,7 +47,7 @@ const gitconfig = `[user]
 `
 
 // newWorld makes a host's repository with one commit, and a guest's that is a clone of it.
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := emptyWorld(t)
 	must(t, os.CopyFS(w.dir, os.DirFS(template(t))))
@@ -59,7 +59,7 @@ func newWorld(t *testing.T) *world {
 // templateDir is what newWorld copies: making it anew takes git a while.
 var templateDir string
 
-func template(t *testing.T) string {
+func template(t testing.TB) string {
 	t.Helper()
 	if _, err := os.Stat(templateDir); templateDir != "" && err == nil {
 		return templateDir
@@ -85,7 +85,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func read(t *testing.T, file string) []byte {
+func read(t testing.TB, file string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(file)
 	must(t, err)
@@ -93,11 +93,11 @@ func read(t *testing.T, file string) []byte {
 }
 
 // emptyWorld is a user without repositories.
-func emptyWorld(t *testing.T) *world {
+func emptyWorld(t testing.TB) *world {
 	t.Helper()
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	must(t, err)
-	w := &world{T: t, dir: dir, host: filepath.Join(dir, "host"), guest: filepath.Join(dir, "guest")}
+	w := &world{TB: t, dir: dir, host: filepath.Join(dir, "host"), guest: filepath.Join(dir, "guest")}
 	environment := func(home string) []string {
 		home = filepath.Join(dir, home)
 		must(t, os.Mkdir(home, 0o755))
@@ -154,8 +154,8 @@ func (w *world) id(dir, rev string) string {
 func (w *world) write(dir, name, content string) {
 	w.Helper()
 	path := filepath.Join(dir, name)
-	must(w.T, os.MkdirAll(filepath.Dir(path), 0o755))
-	must(w.T, os.WriteFile(path, []byte(content), 0o644))
+	must(w, os.MkdirAll(filepath.Dir(path), 0o755))
+	must(w, os.WriteFile(path, []byte(content), 0o644))
 }
 
 // commit makes a commit that changes one file, and returns its id.
@@ -174,7 +174,7 @@ func (w *world) object(kind, content string) string {
 }
 
 // tree is the content of a tree object; entries are "mode name id".
-func tree(t *testing.T, entries ...string) string {
+func tree(t testing.TB, entries ...string) string {
 	t.Helper()
 	var b bytes.Buffer
 	for _, e := range entries {
@@ -275,7 +275,7 @@ func (w *world) pullReq(req Request) (Result, error) {
 func (w *world) mustPull() Result {
 	w.Helper()
 	res, err := w.pull()
-	must(w.T, err)
+	must(w, err)
 	w.whole()
 	return res
 }
@@ -292,7 +292,7 @@ func (w *world) whole() {
 func (w *world) listing() []string {
 	w.Helper()
 	var all []string
-	must(w.T, filepath.WalkDir(w.host, func(path string, d fs.DirEntry, err error) error {
+	must(w, filepath.WalkDir(w.host, func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
