@@ -33,7 +33,14 @@ func TestRepositories(t *testing.T) {
 		w.have = []string{w.id(w.host, "main")}
 	}
 	tests := map[string]func(w *world){
-		"sha256":       func(w *world) { w.firstCommit("--object-format=sha256"); simple(w) },
+		"sha256": func(w *world) { w.firstCommit("--object-format=sha256"); simple(w) },
+		"reftable": func(w *world) {
+			if _, err := w.try("", nil, "init", "-q", "--ref-format=reftable", w.host+"-try"); err != nil {
+				w.Skip("this git has no reftables")
+			}
+			w.firstCommit("--ref-format=reftable")
+			simple(w)
+		},
 		"shallow":      func(w *world) { upstream(w, "--depth=2") },
 		"partial":      func(w *world) { upstream(w, "--filter=blob:none") },
 		"partial tree": func(w *world) { upstream(w, "--filter=tree:0") },

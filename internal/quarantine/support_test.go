@@ -300,7 +300,7 @@ func (w *world) listing() []string {
 		if err != nil {
 			return err
 		}
-		if rel == ".git/objects" || rel == ".git/refs/banger" {
+		if rel == ".git/objects" || rel == ".git/refs/banger" || rel == ".git/reftable" {
 			return fs.SkipDir
 		}
 		st, err := d.Info()
