@@ -128,7 +128,7 @@ func TestAtOnce(t *testing.T) {
 	for i := range n {
 		wg.Go(func() {
 			for range 20 { // as the user is told to where the refs do not hold still
-				if _, errs[i] = Pull(t.Context(), w.cfg, reqs[i]); errs[i] == nil || !strings.Contains(errs[i].Error(), "hold still") {
+				if _, errs[i] = Pull(t.Context(), w.cfg, reqs[i]); errs[i] == nil || !strings.Contains(errs[i].Error(), "something else is at work") {
 					return
 				}
 			}
@@ -136,6 +136,7 @@ func TestAtOnce(t *testing.T) {
 	}
 	for i := range 5 {
 		w.commit(w.host, fmt.Sprint("host ", i))
+		w.git(w.host, "gc", "-q", "--prune=now")
 	}
 	wg.Wait()
 	for i, err := range errs {

@@ -104,7 +104,7 @@ const (
 	maxRefs = 100_000
 	// maxChanges bounds the refs of one pull: each is a file on the host.
 	maxChanges = 10_000
-	// attempts is how often a pull plans anew because somebody else moved a ref.
+	// attempts is how often a pull plans anew because somebody else moved refs or objects.
 	attempts = 8
 )
 
@@ -146,11 +146,14 @@ func (p *pull) pull(ctx context.Context) (Result, error) {
 	var moved error
 	for range attempts {
 		result, err := p.update(ctx)
-		if moved = err; !errors.Is(err, errMoved) {
+		if moved = err; !errors.Is(err, errMoved) && !exited(err) { // where objects move, any git may fail
 			return result, err
 		}
 	}
-	return Result{}, api.Errorf(api.KindConflict, "pull %q: the refs of %q do not hold still, or cannot be moved: %w", p.req.VM, p.req.Repo, moved).
+	if exited(moved) {
+		return Result{}, moved
+	}
+	return Result{}, api.Errorf(api.KindConflict, "pull %q to %q: %w", p.req.VM, p.req.Repo, moved).
 		WithHint("try again; if no git runs there, a crashed one may have left a lock: find %s -name '*.lock'", filepath.Join(p.req.Repo, ".git"))
 }
 
@@ -225,6 +228,7 @@ func newPull(ctx context.Context, cfg Config, req Request) (*pull, error) {
 func (p *pull) close() {
 	if p.bare != nil {
 		_ = os.RemoveAll(p.bare.dir)
+		p.host.removeStaleKeeps()
 	}
 }
 
@@ -361,9 +365,7 @@ func (p *pull) update(ctx context.Context) (Result, error) {
 	}
 	if p.bare != nil {
 		p.req.Report.Step("store commits")
-		kept, err := p.host.store(ctx, p.bare, plan.news(), v.present(v.hostRefs))
-		defer kept.remove()
-		if err != nil {
+		if err := p.host.store(ctx, p.bare, plan.news(), v.present(v.hostRefs)); err != nil {
 			return Result{}, err
 		}
 	}
