@@ -252,6 +252,9 @@ func (p *pull) look(ctx context.Context, g git) (*view, error) {
 		}
 	}
 	if v.commits, err = g.commits(ctx, ids); err != nil {
+		if p.bare != nil { // the guest's objects are among them
+			return nil, err
+		}
 		return nil, p.host.broken("the objects", err)
 	}
 	for id := range p.skipped {
