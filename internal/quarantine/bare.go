@@ -1,6 +1,7 @@
 package quarantine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,18 +32,20 @@ type bare struct {
 	partial  bool
 	maxBytes int64
 	stall    time.Duration
-	// shallowFile is the host's: its copy here.
+	// hostShallow is what the host's file shallow has.
 	hostShallow []byte
 }
 
 // makeBare makes an empty quarantine that sees the host's objects. shallow are commits without parents in the guest.
 func makeBare(cfg Config, h *host, shallow []string) (*bare, error) {
-	if cfg.TempDir != "" {
-		if err := os.MkdirAll(cfg.TempDir, 0o700); err != nil {
-			return nil, fmt.Errorf("make a quarantine: %w", err)
-		}
+	temp, err := filepath.Abs(cmp.Or(cfg.TempDir, os.TempDir()))
+	if err == nil {
+		err = os.MkdirAll(temp, 0o700)
 	}
-	dir, err := os.MkdirTemp(cfg.TempDir, tempPrefix)
+	if err != nil {
+		return nil, fmt.Errorf("make a quarantine: %w", err)
+	}
+	dir, err := os.MkdirTemp(temp, tempPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("make a quarantine: %w", err)
 	}
@@ -72,15 +76,16 @@ func (b *bare) fill(cfg Config, h *host, shallow []string) error {
 	if b.partial {
 		config += "\tpartialclone = host\n[remote \"host\"]\n\tpromisor = true\n"
 	}
-	lines := string(b.hostShallow)
+	var lines strings.Builder
+	lines.Write(b.hostShallow)
 	for _, id := range shallow {
 		if h.format.valid(id) {
-			lines += id + "\n"
+			lines.WriteString(id + "\n")
 		}
 	}
 	files := map[string]string{"config": config, "HEAD": "ref: refs/heads/main\n", "objects/info/alternates": quote(h.objects) + "\n"}
-	if lines != "" {
-		files["shallow"] = lines
+	if lines.Len() > 0 {
+		files["shallow"] = lines.String()
 	}
 	for name, content := range files {
 		if err := os.WriteFile(filepath.Join(b.dir, "repo", name), []byte(content), 0o600); err != nil {
@@ -96,7 +101,7 @@ func (b *bare) fill(cfg Config, h *host, shallow []string) error {
 		}
 	}
 	// A commit-graph of the host's may name commits that have been pruned.
-	own := append(settings[:len(settings):len(settings)], [2]string{"core.commitGraph", "false"})
+	own := append(slices.Clip(settings), [2]string{"core.commitGraph", "false"})
 	b.git = git{run: cfg.Run, dir: b.dir, env: append(env, configEnv(own)...)}
 	return nil
 }
@@ -202,19 +207,24 @@ func (b *bare) check(ctx context.Context, tips, have []string) (map[string]strin
 		return nil, err
 	}
 	bad := map[string]string{}
+	return bad, b.sift(ctx, tips, have, bad)
+}
+
+// sift finds the tips that cannot be taken by halves: mostly there are none.
+func (b *bare) sift(ctx context.Context, tips, have []string, bad map[string]string) error {
 	why, err := b.walk(ctx, tips, have)
 	if why == "" || err != nil {
-		return bad, err
+		return err
 	}
-	for _, id := range tips {
-		if why, err = b.walk(ctx, []string{id}, have); err != nil {
-			return nil, err
-		}
-		if why != "" {
-			bad[id] = why
-		}
+	if len(tips) == 1 {
+		bad[tips[0]] = why
+		return nil
 	}
-	return bad, nil
+	half := len(tips) / 2
+	if err := b.sift(ctx, tips[:half], have, bad); err != nil {
+		return err
+	}
+	return b.sift(ctx, tips[half:], have, bad)
 }
 
 // walk returns why what tips reach cannot be taken, or nothing.
@@ -235,10 +245,13 @@ func (b *bare) walk(ctx context.Context, tips, have []string) (string, error) {
 		return nil
 	}, args...)
 	if ee, ok := errors.AsType[*hostexec.ExitError](err); ok {
+		if ee.Status < 0 { // trees that are too deep for git's recursion
+			return "git on the host was ended by signal " + ee.Signal.String() + " while it read it", nil
+		}
 		return "what it reaches is not whole: " + fatal(ee.Stderr), nil
 	}
 	if err == nil && large != "" {
-		return fmt.Sprintf("its file %s is larger than %s; banger pull --max-size sets the limit", large, size(b.maxBytes)), nil
+		return fmt.Sprintf("its file %s is larger than %s; banger vm workspace pull --max-size sets the limit", large, size(b.maxBytes)), nil
 	}
 	return "", err
 }

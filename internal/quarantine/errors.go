@@ -67,14 +67,15 @@ func hostWrite(err error, where string) error {
 	return api.Errorf(api.KindInvalid, "store commits in %q: %s", where, fatal(ee.Stderr))
 }
 
-// explain is the error of what happened in the quarantine.
+// explain is the error of a pull for the user: that of the host as it is, and what git says in the quarantine.
 func explain(vm string, err error, cfg Config) error {
 	ee, ok := errors.AsType[*hostexec.ExitError](err)
+	known, isKnown := errors.AsType[*api.Error](err)
 	guest, isGuest := errors.AsType[guestError](err)
 	switch {
 	case errors.Is(err, errTooMuch) || ok && strings.Contains(ee.Stderr, "exceeds maximum allowed size"):
 		return api.Errorf(api.KindInvalid, "pull %q: the guest's commits are larger than %s, packed", vm, size(cfg.MaxBytes)).
-			WithHint("if you want them: banger pull --max-size")
+			WithHint("if you want them: banger vm workspace pull --max-size")
 	case errors.Is(err, errStalled):
 		return api.Errorf(api.KindGuest, "pull %q: the guest has sent nothing for %s", vm, cfg.Stall)
 	case errors.Is(err, errSlow):
@@ -85,6 +86,8 @@ func explain(vm string, err error, cfg Config) error {
 			return fmt.Errorf("pull %q: %w", vm, guest.error)
 		}
 		return api.Errorf(api.KindGuest, "pull %q: %s", vm, harmless(guest.Error()))
+	case isKnown:
+		return known
 	case !ok:
 		return fmt.Errorf("pull %q: %w", vm, err)
 	case full(ee.Stderr):

@@ -27,7 +27,7 @@ var settings = [][2]string{
 	{"gc.auto", "0"}, {"maintenance.auto", "false"}, {"core.logAllRefUpdates", "false"}, {"core.warnAmbiguousRefs", "false"},
 	// Larger blobs are streamed, not held in memory; one pack, whatever its size; one thread, for the memory it takes.
 	{"core.bigFileThreshold", "64m"}, {"pack.packSizeLimit", "0"}, {"pack.threads", "1"},
-	{"core.filesRefLockTimeout", "1000"}, {"core.packedRefsTimeout", "1000"},
+	{"core.filesRefLockTimeout", "300"}, {"core.packedRefsTimeout", "1000"},
 }
 
 // configEnv gives settings to git.

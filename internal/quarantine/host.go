@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"git.thaloco.com/thaloco/banger/api"
@@ -52,9 +53,9 @@ func openHost(ctx context.Context, cfg Config, repo string) (*host, error) {
 	}
 	for _, name := range names {
 		// Since 2.54, git also runs hooks that the configuration names.
-		off = append(off[:len(off):len(off)], [2]string{name + ".enabled", "false"})
+		off = append(slices.Clip(off), [2]string{name + ".enabled", "false"})
 	}
-	h.git.env = append(env[:len(env):len(env)], configEnv(off)...)
+	h.git.env = append(slices.Clip(env), configEnv(off)...)
 	h.removeStaleKeeps()
 	return h, nil
 }
@@ -112,16 +113,7 @@ func (h *host) broken(what string, err error) error {
 // came from.
 const keepPrefix = "banger pulls from "
 
-// keeps are .keep files.
-type keeps []string
-
-func (k keeps) remove() {
-	for _, file := range k {
-		_ = os.Remove(file)
-	}
-}
-
-// removeStaleKeeps removes the .keep files of pulls that were killed: those whose quarantine is gone.
+// removeStaleKeeps removes the .keep files whose quarantine is gone: those of a pull at its end, or of one that was killed.
 func (h *host) removeStaleKeeps() {
 	files, _ := filepath.Glob(filepath.Join(escapeGlob(h.objects), "pack", "pack-*.keep"))
 	for _, file := range files {
@@ -154,36 +146,33 @@ func readStart(file string) (string, error) {
 	return string(b), err
 }
 
-// store brings what ids reach, and those of have do not, from the quarantine to the repository's objects. The caller
-// removes the keeps once refs reach it, also where store fails.
-func (h *host) store(ctx context.Context, b *bare, ids, have []string) (keeps, error) {
+// store brings what ids reach, and those of have do not, from the quarantine to the repository's objects, in packs that
+// are kept as long as the quarantine is there.
+func (h *host) store(ctx context.Context, b *bare, ids, have []string) error {
 	packs, err := b.pack(ctx, ids, have)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var kept keeps
 	for _, pack := range packs {
 		f, err := os.Open(pack) // as a file, so that git also ends well where this process does not
 		if err != nil {
-			return kept, err
+			return err
 		}
-		out, err := h.git.output(ctx, f, "index-pack", "--stdin", "--keep="+keepPrefix+b.dir)
+		// It is not cancelled: a git that is killed leaves its half of a pack among the host's objects.
+		_, err = h.git.output(context.WithoutCancel(ctx), f, "index-pack", "--stdin", "--keep="+keepPrefix+b.dir)
 		_ = f.Close()
+		if ee, ok := errors.AsType[*hostexec.ExitError](err); ok && !full(ee.Stderr) {
+			return fmt.Errorf("%w: %s", errMoved, fatal(ee.Stderr)) // git gc --prune=now removes what another git is writing
+		}
 		if err != nil {
-			return kept, hostWrite(err, h.objects)
-		}
-		if hash, ok := strings.CutPrefix(strings.TrimSpace(string(out)), "keep\t"); ok {
-			kept = append(kept, filepath.Join(h.objects, "pack", "pack-"+hash+".keep"))
-		}
-		if err := os.Remove(pack); err != nil {
-			return kept, err
+			return hostWrite(err, h.objects)
 		}
 	}
-	return kept, nil
+	return nil
 }
 
-// errMoved says that a ref is not what it was when the plan was made.
-var errMoved = errors.New("a ref has moved")
+// errMoved says that the repository is not what it was when the plan was made.
+var errMoved = errors.New("something else is at work there")
 
 // update makes the changes, all or none.
 func (h *host) update(ctx context.Context, changes []change) error {
@@ -207,7 +196,6 @@ func (h *host) update(ctx context.Context, changes []change) error {
 	if !ok {
 		return err
 	}
-	said := fatal(ee.Stderr)
 	if blocks := h.blocks(ctx, changes[0].Ref); blocks != "" {
 		return api.Errorf(api.KindConflict, "pull to %q: the ref %q is where refs below it are to go", h.repo, blocks).
 			WithHint("keep it by another name: git -C %s branch NAME %s && git -C %[1]s update-ref -d %[2]s", h.repo, blocks)
@@ -215,10 +203,7 @@ func (h *host) update(ctx context.Context, changes []change) error {
 	if full(ee.Stderr) {
 		return hostWrite(err, h.repo)
 	}
-	if strings.Contains(said, "cannot lock ref") || strings.Contains(said, "cannot update ref") || strings.Contains(said, ".lock") {
-		return fmt.Errorf("%w: %s", errMoved, said)
-	}
-	return api.Errorf(api.KindInvalid, "move refs of the git repository %q: %s", h.repo, said)
+	return fmt.Errorf("%w: %s", errMoved, fatal(ee.Stderr)) // or is locked: git has many words for either
 }
 
 // blocks returns the ref that stands where the directory of all of a VM's refs is to be.

@@ -25,7 +25,7 @@ func (w *world) canary(name string) string {
 	w.Helper()
 	path := filepath.Join(w.dir, "canary-"+name)
 	w.write(w.dir, "canary-"+name, "#!/bin/sh\n[ -n \"$BANGER_TEST_GUEST\" ] || : >>'"+filepath.Join(w.dir, "fired-"+name)+"'\nexit 0\n")
-	must(w.T, os.Chmod(path, 0o755))
+	must(w, os.Chmod(path, 0o755))
 	return path
 }
 
@@ -33,9 +33,9 @@ func (w *world) canary(name string) string {
 func (w *world) fired() []string {
 	w.Helper()
 	files, err := filepath.Glob(filepath.Join(w.dir, "fired-*"))
-	must(w.T, err)
+	must(w, err)
 	for i, f := range files {
-		must(w.T, os.Remove(f))
+		must(w, os.Remove(f))
 		files[i] = strings.TrimPrefix(filepath.Base(f), "fired-")
 	}
 	return files
@@ -56,13 +56,13 @@ var hookNames = []string{"applypatch-msg", "commit-msg", "fsmonitor-watchman", "
 func (w *world) hooks(dir string) {
 	w.Helper()
 	canary := w.canary("hook")
-	must(w.T, os.MkdirAll(dir, 0o755))
+	must(w, os.MkdirAll(dir, 0o755))
 	for _, name := range hookNames {
-		must(w.T, os.Symlink(canary, filepath.Join(dir, name)))
+		must(w, os.Symlink(canary, filepath.Join(dir, name)))
 	}
 }
 
-func newHostile(t *testing.T) *world {
+func newHostile(t testing.TB) *world {
 	w := newWorld(t)
 	w.guestEnv = append(w.guestEnv, "BANGER_TEST_GUEST=1")
 	return w
@@ -172,21 +172,34 @@ func TestUserConfigurationIsNotObeyed(t *testing.T) {
 		"GIT_EXTERNAL_DIFF="+canary, "GIT_SSH_COMMAND="+canary, "GIT_ASKPASS="+canary, "GIT_PAGER="+canary, "GIT_TRACE="+w.dir+"/fired-trace",
 		"GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=alias.x", "GIT_CONFIG_VALUE_0=!"+canary, "GIT_NAMESPACE=ns", "GIT_EXEC_PATH=/nowhere",
 		"GIT_PROTOCOL=version=2", "GIT_ALTERNATE_OBJECT_DIRECTORIES=/nowhere", "GIT_CONFIG_PARAMETERS='alias.y=!"+canary+"'", "LC_ALL=xx")
-	w.mustPull()
+	pull := func() {
+		t.Helper()
+		req := w.request()
+		_ = w.fired()
+		if _, err := w.pullReq(req); err != nil {
+			t.Fatal(err)
+		}
+		if f := w.fired(); len(f) > 0 {
+			t.Errorf("ran in a pull: %v", f)
+		}
+	}
+	pull()
 	w.git(w.guest, "branch", "-D", "b")
 	w.git(w.guest, "branch", "b/c", w.commit(w.guest, "c"))
 	w.git(w.guest, "commit", "-q", "--amend", "-m", "c'")
-	w.mustPull()
-	if f := slices.DeleteFunc(w.fired(), func(s string) bool { return s == "user" || s == "hook" }); len(f) > 0 {
-		t.Errorf("ran in a pull: %v", f)
+	pull()
+	if got := w.pulled(); len(got) != 3 {
+		t.Errorf("pulled %v", got)
 	}
 	w.git(w.host, "cat-file", "-e", a)
 	if logs, _ := filepath.Glob(filepath.Join(w.host, ".git/logs/refs/banger/*")); len(logs) > 0 {
 		t.Errorf("reflogs: %v", logs)
 	}
-	w.asUser(w.host, "commit", "--allow-empty", "-m", "x")
-	if f := w.fired(); !slices.Contains(f, "hook") {
-		t.Errorf("the canary is of no use: %v", f)
+	_ = w.fired()
+	w.asUser(w.host, "update-ref", "refs/banger/dev/x", "HEAD") // what a pull does, without its care
+	w.asUser(w.host, "status")
+	if f := w.fired(); !slices.Equal(f, []string{"hook", "user"}) {
+		t.Errorf("the canaries are of no use: %v", f)
 	}
 }
 
@@ -196,12 +209,12 @@ const gitlink = "160000 sub 1111111111111111111111111111111111111111"
 func TestMaliciousObjects(t *testing.T) {
 	dotGit := func(name string) func(w *world) string {
 		return func(w *world) string {
-			return w.commitTree(w.object("tree", tree(w.T, "100644 "+name+" "+w.object("blob", "gitdir: /\n"))))
+			return w.commitTree(w.object("tree", tree(w, "100644 "+name+" "+w.object("blob", "gitdir: /\n"))))
 		}
 	}
 	modules := func(content string) func(w *world) string {
 		return func(w *world) string {
-			return w.commitTree(w.object("tree", tree(w.T, "100644 .gitmodules "+w.object("blob", content), gitlink)))
+			return w.commitTree(w.object("tree", tree(w, "100644 .gitmodules "+w.object("blob", content), gitlink)))
 		}
 	}
 	raw := func(entries ...string) func(w *world) string {
@@ -210,7 +223,7 @@ func TestMaliciousObjects(t *testing.T) {
 			for i := range entries {
 				entries[i] = strings.ReplaceAll(entries[i], "BLOB", blob)
 			}
-			return w.commitTree(w.object("tree", tree(w.T, entries...)))
+			return w.commitTree(w.object("tree", tree(w, entries...)))
 		}
 	}
 	tests := map[string]struct {
@@ -251,7 +264,7 @@ func TestMaliciousObjects(t *testing.T) {
 			return w.id(w.guest, "HEAD")
 		}, ""},
 		"old warts": {func(w *world) string {
-			return w.object("commit", "tree "+w.object("tree", tree(w.T, "040000 d 4b825dc642cb6eb9a060e54bf8d69288fbee4904"))+
+			return w.object("commit", "tree "+w.object("tree", tree(w, "040000 d 4b825dc642cb6eb9a060e54bf8d69288fbee4904"))+
 				"\nauthor A <a@x> 1 +51800\ncommitter A <a@x>1 +0000\n\nm\n")
 		}, ""},
 		"a tree's object is missing": {raw("100644 a 1111111111111111111111111111111111111111"), "1111111111111111111111111111111111111111"},
@@ -297,7 +310,7 @@ func TestMaliciousObjects(t *testing.T) {
 func (w *world) packLoose(ctx context.Context, _, _ []string, to io.Writer) error {
 	var ids strings.Builder
 	files, err := filepath.Glob(filepath.Join(w.guest, ".git/objects/??/*"))
-	must(w.T, err)
+	must(w, err)
 	for _, f := range files {
 		ids.WriteString(filepath.Base(filepath.Dir(f)) + filepath.Base(f) + "\n")
 	}
@@ -306,14 +319,17 @@ func (w *world) packLoose(ctx context.Context, _, _ []string, to io.Writer) erro
 }
 
 // rawPack makes a pack of objects written as they are.
-type rawPack struct{ bytes.Buffer }
+type rawPack struct {
+	bytes.Buffer
+	z *zlib.Writer
+}
 
 const (
 	packCommit, packTree, packBlob, packRefDelta = 1, 2, 3, 7
 )
 
 func newPack(objects uint32) *rawPack {
-	p := &rawPack{}
+	p := &rawPack{z: zlib.NewWriter(io.Discard)}
 	p.WriteString("PACK")
 	_ = binary.Write(p, binary.BigEndian, []uint32{2, objects})
 	return p
@@ -329,9 +345,9 @@ func (p *rawPack) add(kind int, base string, content []byte) {
 	p.WriteByte(b)
 	id, _ := hex.DecodeString(base)
 	p.Write(id)
-	z := zlib.NewWriter(p)
-	_, _ = z.Write(content)
-	_ = z.Close()
+	p.z.Reset(&p.Buffer)
+	_, _ = p.z.Write(content)
+	_ = p.z.Close()
 }
 
 func (p *rawPack) end() []byte {
@@ -466,5 +482,34 @@ func TestNothingComesAlong(t *testing.T) {
 	w.git(w.host, "cat-file", "-e", id)
 	if _, err := w.try(w.host, nil, "cat-file", "-e", stowaway); err == nil {
 		t.Error("it came along")
+	}
+}
+
+// Trees so deep that git's recursion over them may not end well are walked in the quarantine first.
+func TestDeepTrees(t *testing.T) {
+	w := newHostile(t)
+	good := w.commit(w.guest, "good")
+	const depth = 100_000
+	p := newPack(depth + 2)
+	blob := []byte("x\n")
+	p.add(packBlob, "", blob)
+	entry := "100644 a " + gitID("blob", blob)
+	for range depth {
+		content := []byte(tree(t, entry))
+		p.add(packTree, "", content)
+		entry = "40000 a " + gitID("tree", content)
+	}
+	commit := fmt.Appendf(nil, "tree %s\nauthor A <a@x> 1 +0000\ncommitter A <a@x> 1 +0000\n\nm\n", entry[len("40000 a "):])
+	p.add(packCommit, "", commit)
+	req := w.request()
+	req.Refs = append(req.Refs, Ref{"refs/heads/deep", gitID("commit", commit)})
+	req.Pack = func(_ context.Context, _, _ []string, to io.Writer) error { _, err := to.Write(p.end()); return err }
+	res, err := w.pullReq(req)
+	if err != nil || len(res.Skipped) != 2 || !strings.Contains(res.Skipped[0], "deep") { // and main, which the guest did not send
+		t.Errorf("%+v, %v", res, err)
+	}
+	w.whole()
+	if w.mustPull(); w.pulled()["dev/main"] != good || len(w.pulled()) != 1 {
+		t.Errorf("pulled %v", w.pulled())
 	}
 }

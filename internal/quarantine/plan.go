@@ -134,7 +134,9 @@ type change struct{ Ref, Old, New string }
 type plan struct {
 	removals []change
 	changes  []change
-	result   Result
+	// unreached are the guest's ids among them that no ref of the host has reached so far.
+	unreached []string
+	result    Result
 }
 
 // news are the ids that the plan gives to refs.
@@ -199,6 +201,10 @@ func (v *view) plan(ctx context.Context, skipped map[string]string) (plan, error
 // take plans for one ref.
 func (p *planner) take(ctx context.Context, r Ref) error {
 	commit, ok := p.commits[r.ID]
+	if !ok && p.held[r.ID] { // a tag of a tree, such as Linux has
+		p.result.UpToDate++
+		return nil
+	}
 	if !ok {
 		why := cmp.Or(p.skipped[r.ID], "it is not a commit, or the guest did not send it")
 		p.result.Skipped = append(p.result.Skipped, fmt.Sprintf("%q at %s: %s", r.Name, r.ID, why))
@@ -209,6 +215,9 @@ func (p *planner) take(ctx context.Context, r Ref) error {
 	if old == r.ID || !p.needed(r, commit, old) {
 		p.result.UpToDate++
 		return nil
+	}
+	if i := p.graph.find(commit); i >= 0 && !p.before[i] {
+		p.unreached = append(p.unreached, r.ID)
 	}
 	if by := p.blocked(name); by != "" {
 		p.kept(&p.changes, r.ID)

@@ -75,7 +75,7 @@ func (l *life) change() string {
 // known is a commit that a repository has.
 func (l *life) known(dir string) string {
 	var ids []string
-	for _, line := range strings.Split(l.git(dir, "for-each-ref", "--format=%(objectname) %(objecttype)"), "\n") {
+	for line := range strings.SplitSeq(l.git(dir, "for-each-ref", "--format=%(objectname) %(objecttype)"), "\n") {
 		if id, ok := strings.CutSuffix(line, " commit"); ok {
 			ids = append(ids, id)
 		}

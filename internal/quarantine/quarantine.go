@@ -15,7 +15,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -31,7 +30,8 @@ import (
 )
 
 // Ref is a ref of the guest, as it says: a full name, "HEAD" where HEAD is detached, or "stash@{1}" and on for what the
-// reflog of the stash has below refs/stash.
+// reflog of the stash has below refs/stash. What else holds commits there, such as the HEAD of a linked worktree, may be
+// given a name below refs/ that says so.
 type Ref struct{ Name, ID string }
 
 // Config is what every pull of a host has in common.
@@ -43,7 +43,7 @@ type Config struct {
 	TempDir string
 	// MaxBytes bounds the pack, and the content of each blob in it; 0 for 1 GiB.
 	MaxBytes int64
-	// Timeout bounds the receiving and checking of a pack; 0 for an hour.
+	// Timeout bounds a pull; 0 for an hour.
 	Timeout time.Duration
 	// Stall is how long the guest may send nothing; 0 for five minutes.
 	Stall time.Duration
@@ -104,8 +104,8 @@ const (
 	maxRefs = 100_000
 	// maxChanges bounds the refs of one pull: each is a file on the host.
 	maxChanges = 10_000
-	// attempts is how often a pull plans anew because somebody else moved a ref.
-	attempts = 5
+	// attempts is how often a pull plans anew because somebody else moved refs or objects.
+	attempts = 8
 )
 
 var label = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
@@ -124,6 +124,16 @@ func Pull(ctx context.Context, cfg Config, req Request) (Result, error) {
 		return Result{}, err
 	}
 	defer p.close()
+	ctx, cancel := context.WithTimeoutCause(ctx, p.cfg.Timeout, errSlow)
+	defer cancel()
+	result, err := p.pull(ctx)
+	if err != nil {
+		return Result{}, explain(req.VM, err, p.cfg)
+	}
+	return result, nil
+}
+
+func (p *pull) pull(ctx context.Context) (Result, error) {
 	seen, err := p.first(ctx)
 	if err != nil {
 		return Result{}, err
@@ -133,14 +143,18 @@ func Pull(ctx context.Context, cfg Config, req Request) (Result, error) {
 			return Result{}, err
 		}
 	}
+	var moved error
 	for range attempts {
 		result, err := p.update(ctx)
-		if !errors.Is(err, errMoved) {
+		if moved = err; !errors.Is(err, errMoved) && !exited(err) { // where objects move, any git may fail
 			return result, err
 		}
 	}
-	return Result{}, api.Errorf(api.KindConflict, "pull %q: the refs of %q do not hold still, or one of them is locked", req.VM, req.Repo).
-		WithHint("try again; if no git runs there, a crashed one may have left a lock: find %s -name '*.lock'", filepath.Join(req.Repo, ".git"))
+	if exited(moved) {
+		return Result{}, moved
+	}
+	return Result{}, api.Errorf(api.KindConflict, "pull %q to %q: %w", p.req.VM, p.req.Repo, moved).
+		WithHint("try again; if no git runs there, a crashed one may have left a lock: find %s -name '*.lock'", filepath.Join(p.req.Repo, ".git"))
 }
 
 // Missing returns the refs whose commits, or tags, no ref of the host's repository reaches: what would be lost with the VM.
@@ -184,7 +198,9 @@ type pull struct {
 	// bare is nil where the guest had nothing new.
 	bare    *bare
 	anyName bool
-	// skipped tells of refs that the pack did not make whole, by id.
+	// wanted are the ids that the guest was asked for, and that have been checked.
+	wanted map[string]bool
+	// skipped tells why some of them are not taken.
 	skipped map[string]string
 }
 
@@ -206,12 +222,13 @@ func newPull(ctx context.Context, cfg Config, req Request) (*pull, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &pull{cfg: cfg, req: req, host: h, skipped: map[string]string{}}, nil
+	return &pull{cfg: cfg, req: req, host: h, wanted: map[string]bool{}, skipped: map[string]string{}}, nil
 }
 
 func (p *pull) close() {
 	if p.bare != nil {
 		_ = os.RemoveAll(p.bare.dir)
+		p.host.removeStaleKeeps()
 	}
 }
 
@@ -235,6 +252,9 @@ func (p *pull) look(ctx context.Context, g git) (*view, error) {
 		}
 	}
 	if v.commits, err = g.commits(ctx, ids); err != nil {
+		if p.bare != nil { // the guest's objects are among them
+			return nil, err
+		}
 		return nil, p.host.broken("the objects", err)
 	}
 	for id := range p.skipped {
@@ -262,7 +282,10 @@ func (p *pull) first(ctx context.Context) (*view, error) {
 func (p *pull) wants(v *view) []string {
 	var want []string
 	for _, r := range v.guestRefs {
-		if commit, ok := v.commits[r.ID]; !ok || !v.reached(commit) || r.ID != commit && !v.held[r.ID] {
+		if v.held[r.ID] {
+			continue
+		}
+		if commit, ok := v.commits[r.ID]; !ok || !v.reached(commit) || r.ID != commit {
 			want = append(want, r.ID)
 		}
 	}
@@ -297,25 +320,24 @@ func (p *pull) receive(ctx context.Context, want, have []string) error {
 	if p.bare, err = makeBare(p.cfg, p.host, p.req.Shallow); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, p.cfg.Timeout, errSlow)
-	defer cancel()
 	p.req.Report.Step("receive commits")
 	if err := p.bare.receive(ctx, p.req, want, have); err != nil {
-		return p.explain(err)
+		return err
 	}
 	p.req.Report.Step("check commits")
 	v, err := p.look(ctx, p.bare.git)
 	if err != nil {
-		return p.explain(err)
+		return err
 	}
 	var tips []string
 	for _, id := range want {
+		p.wanted[id] = true
 		if _, ok := v.commits[id]; ok {
 			tips = append(tips, id)
 		}
 	}
 	p.skipped, err = p.bare.check(ctx, tips, v.present(v.hostRefs))
-	return p.explain(err)
+	return err
 }
 
 // update plans and does what there is to do on the host.
@@ -329,7 +351,7 @@ func (p *pull) update(ctx context.Context) (Result, error) {
 		return Result{}, err
 	}
 	if err := v.loadWithoutHave(ctx); err != nil {
-		return Result{}, p.explain(err)
+		return Result{}, err
 	}
 	plan, err := v.plan(ctx, p.skipped)
 	if err != nil {
@@ -338,28 +360,23 @@ func (p *pull) update(ctx context.Context) (Result, error) {
 	if len(plan.changes) == 0 {
 		return plan.result, nil
 	}
-	if p.bare != nil {
-		p.req.Report.Step("store commits")
-		kept, err := p.host.store(ctx, p.bare, plan.news(), v.present(v.hostRefs))
-		defer kept.remove()
-		if err != nil {
-			return Result{}, p.explain(err)
+	for _, id := range plan.unreached {
+		if !p.wanted[id] { // a ref of the host reached it when the pull began
+			return Result{}, api.Errorf(api.KindConflict, "pull %q: a ref of %q that had commits of the guest's is gone", p.req.VM, p.req.Repo).
+				WithHint("try again")
 		}
 	}
+	if p.bare != nil {
+		p.req.Report.Step("store commits")
+		if err := p.host.store(ctx, p.bare, plan.news(), v.present(v.hostRefs)); err != nil {
+			return Result{}, err
+		}
+	}
+	p.req.Report.Step("move refs")
 	for _, changes := range [][]change{plan.removals, plan.changes} {
 		if err := p.host.update(ctx, changes); err != nil {
 			return Result{}, err
 		}
 	}
 	return plan.result, nil
-}
-
-func (p *pull) explain(err error) error {
-	if err == nil {
-		return nil
-	}
-	if _, ok := errors.AsType[*api.Error](err); ok {
-		return fmt.Errorf("pull %q: %w", p.req.VM, err)
-	}
-	return explain(p.req.VM, err, p.cfg)
 }

@@ -19,7 +19,7 @@ import (
 
 // world is a user with a home, a repository "host" and a guest's repository "guest".
 type world struct {
-	*testing.T
+	testing.TB
 	dir, host, guest string
 	env, guestEnv    []string
 	cfg              Config
@@ -47,11 +47,57 @@ const gitconfig = `[user]
 `
 
 // newWorld makes a host's repository with one commit, and a guest's that is a clone of it.
-func newWorld(t *testing.T, initArgs ...string) *world {
+func newWorld(t testing.TB) *world {
+	t.Helper()
+	w := emptyWorld(t)
+	must(t, os.CopyFS(w.dir, os.DirFS(template(t))))
+	w.write(w.guest, ".git/config", strings.ReplaceAll(string(read(t, filepath.Join(w.guest, ".git/config"))), template(t), w.dir))
+	w.have = []string{strings.TrimSpace(string(read(t, filepath.Join(w.host, ".git/refs/heads/main"))))}
+	return w
+}
+
+// templateDir is what newWorld copies: making it anew takes git a while.
+var templateDir string
+
+func template(t testing.TB) string {
+	t.Helper()
+	if _, err := os.Stat(templateDir); templateDir != "" && err == nil {
+		return templateDir
+	}
+	dir, err := os.MkdirTemp("", "banger-quarantine-test-") //nolint:usetesting // it outlives the test that comes first
+	must(t, err)
+	w := emptyWorld(t)
+	w.dir, w.host, w.guest = dir, filepath.Join(dir, "host"), filepath.Join(dir, "guest")
+	w.firstCommit()
+	w.git("", "clone", "-q", w.host, w.guest)
+	templateDir = dir
+	return dir
+}
+
+func TestMain(m *testing.M) {
+	if os.Getenv(childEnv) != "" {
+		os.Exit(child())
+	}
+	code := m.Run()
+	if templateDir != "" {
+		_ = os.RemoveAll(templateDir)
+	}
+	os.Exit(code)
+}
+
+func read(t testing.TB, file string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	must(t, err)
+	return b
+}
+
+// emptyWorld is a user without repositories.
+func emptyWorld(t testing.TB) *world {
 	t.Helper()
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	must(t, err)
-	w := &world{T: t, dir: dir, host: filepath.Join(dir, "host"), guest: filepath.Join(dir, "guest")}
+	w := &world{TB: t, dir: dir, host: filepath.Join(dir, "host"), guest: filepath.Join(dir, "guest")}
 	environment := func(home string) []string {
 		home = filepath.Join(dir, home)
 		must(t, os.Mkdir(home, 0o755))
@@ -60,13 +106,17 @@ func newWorld(t *testing.T, initArgs ...string) *world {
 	}
 	w.env, w.guestEnv = environment("home"), environment("guesthome")
 	w.cfg = Config{Environ: w.env, TempDir: filepath.Join(dir, "temp")}
+	return w
+}
+
+// firstCommit makes the host's repository.
+func (w *world) firstCommit(initArgs ...string) {
+	w.Helper()
 	w.git("", append([]string{"init", "-q", "-b", "main", w.host}, initArgs...)...)
 	w.write(w.host, "file", "one\n")
 	w.git(w.host, "add", "-A")
 	w.git(w.host, "commit", "-qm", "first")
-	w.git("", "clone", "-q", w.host, w.guest)
 	w.have = []string{w.id(w.host, "main")}
-	return w
 }
 
 func (w *world) try(dir string, stdin io.Reader, args ...string) (string, error) {
@@ -104,8 +154,8 @@ func (w *world) id(dir, rev string) string {
 func (w *world) write(dir, name, content string) {
 	w.Helper()
 	path := filepath.Join(dir, name)
-	must(w.T, os.MkdirAll(filepath.Dir(path), 0o755))
-	must(w.T, os.WriteFile(path, []byte(content), 0o644))
+	must(w, os.MkdirAll(filepath.Dir(path), 0o755))
+	must(w, os.WriteFile(path, []byte(content), 0o644))
 }
 
 // commit makes a commit that changes one file, and returns its id.
@@ -124,7 +174,7 @@ func (w *world) object(kind, content string) string {
 }
 
 // tree is the content of a tree object; entries are "mode name id".
-func tree(t *testing.T, entries ...string) string {
+func tree(t testing.TB, entries ...string) string {
 	t.Helper()
 	var b bytes.Buffer
 	for _, e := range entries {
@@ -177,11 +227,12 @@ func (w *world) refs() []Ref {
 // pack is what the agent does.
 func (w *world) pack(ctx context.Context, want, have []string, to io.Writer) error {
 	in := strings.Join(want, "\n") + "\n"
-	out, err := w.try(w.guest, strings.NewReader(strings.Join(have, "\n")+"\n"), "cat-file", "--batch-check=%(objectname)")
+	out, err := hostexec.Runner{}.Output(ctx, hostexec.Cmd{Argv: []string{"git", "cat-file", "--batch-check=%(objectname)"},
+		Dir: w.guest, Env: w.guestEnv, Stdin: strings.NewReader(strings.Join(have, "\n") + "\n")})
 	if err != nil {
 		return err
 	}
-	for _, l := range strings.Fields(strings.ReplaceAll(out, " missing", "-missing")) {
+	for l := range strings.FieldsSeq(strings.ReplaceAll(string(out), " missing", "-missing")) {
 		if !strings.HasSuffix(l, "-missing") {
 			in += "^" + l + "\n"
 		}
@@ -224,7 +275,7 @@ func (w *world) pullReq(req Request) (Result, error) {
 func (w *world) mustPull() Result {
 	w.Helper()
 	res, err := w.pull()
-	must(w.T, err)
+	must(w, err)
 	w.whole()
 	return res
 }
@@ -241,7 +292,7 @@ func (w *world) whole() {
 func (w *world) listing() []string {
 	w.Helper()
 	var all []string
-	must(w.T, filepath.WalkDir(w.host, func(path string, d fs.DirEntry, err error) error {
+	must(w, filepath.WalkDir(w.host, func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
@@ -249,7 +300,7 @@ func (w *world) listing() []string {
 		if err != nil {
 			return err
 		}
-		if rel == ".git/objects" || rel == ".git/refs/banger" {
+		if rel == ".git/objects" || rel == ".git/refs/banger" || rel == ".git/reftable" {
 			return fs.SkipDir
 		}
 		st, err := d.Info()
