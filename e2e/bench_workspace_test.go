@@ -16,6 +16,7 @@ import (
 func bigRepository(b *testing.B, h *host) *work {
 	b.Helper()
 	w := h.newWork(b, "big")
+	w.in("config", "gc.auto", "0")
 	rnd := rand.New(rand.NewPCG(1, 1))
 	words := make([]string, 4096)
 	for i := range words {
@@ -38,16 +39,15 @@ func bigRepository(b *testing.B, h *host) *work {
 		}
 	}
 	w.commit("big")
-	w.in("gc", "-q")
+	w.in("-c", "pack.window=0", "gc", "-q")
 	return w
 }
 
 // BenchmarkWorkspace is a big repository on its way in and its changes on their way out.
 func BenchmarkWorkspace(b *testing.B) {
 	h := newHost(b)
-	h.config("default_memory = \"2GiB\"\n")
 	w := bigRepository(b, h)
-	h.ok("vm", "run", "--name", "v", "--detach", "--wait", "full")
+	h.ok("vm", "run", "--name", "v", "--memory", "2GiB", "--detach", "--wait", "full")
 	var copies, tars []float64
 	for i := range 3 {
 		start := time.Now()
