@@ -82,8 +82,11 @@ func (e *session) attach(req wire.ExecAttach, conn net.Conn) (*attachment, error
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if a.write = e.admit(a); !a.write {
+		e.readers[a] = struct{}{}
+	}
 	switch {
-	case want.Mute:
+	case want.Mute, want.Tail == wire.TailUnread && !a.write && !want.Resume:
 		a.cursor = j.Tail(0)
 	case want.Resume:
 		a.cursor = j.From([2]uint64{req.Stdout, req.Stderr})
@@ -95,10 +98,6 @@ func (e *session) attach(req wire.ExecAttach, conn net.Conn) (*attachment, error
 		a.cursor = j.Tail(want.Tail)
 	}
 	a.acked = a.cursor.Offsets()
-	if !e.admit(a) {
-		a.write = false
-		e.readers[a] = struct{}{}
-	}
 	e.news.Broadcast()
 	return a, nil
 }

@@ -68,7 +68,7 @@ func New(cfg Config) (*Sessions, error) {
 		cfg.Now = time.Now
 	}
 	cfg.Grace = cmp.Or(cfg.Grace, Grace)
-	s := &Sessions{cfg: cfg, all: map[string]*session{}, changed: make(chan struct{}), seq: 1}
+	s := &Sessions{cfg: cfg, all: map[string]*session{}, changed: make(chan struct{}), seq: max(1, uint64(cfg.Now().UnixNano()))}
 	if err := s.load(); err != nil {
 		return nil, fmt.Errorf("read earlier sessions: %w", err)
 	}

@@ -30,7 +30,7 @@ const (
 
 // Where the output of an attachment begins: SessionAttach.Tail, where it is no number of bytes.
 const (
-	// TailUnread is what nobody who writes was sent yet.
+	// TailUnread is, for who writes, what nobody who wrote has acknowledged; for others what comes.
 	TailUnread = -1
 	// TailAll is all that is kept.
 	TailAll = -2
@@ -97,7 +97,7 @@ type SessionStatus struct {
 	Exit    *ExecExit `json:"exit,omitempty"`
 }
 
-// SessionList is every session of a guest. Seq grows with every start, end and removal.
+// SessionList is every session of a guest. Seq grows with every start, end and removal, and is another one after a boot.
 type SessionList struct {
 	Seq      uint64          `json:"seq"`
 	Sessions []SessionStatus `json:"sessions"`
