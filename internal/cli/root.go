@@ -55,7 +55,8 @@ func newRoot(a *App) *cobra.Command {
 	root.AddCommand(
 		group(groupMain, "vm", "Make, run and look after VMs",
 			newVMRun(a), newVMCreate(a), newVMStart(a), newVMStop(a), newVMRestart(a), newVMKill(a),
-			newVMDelete(a), newVMList(a), newVMShow(a), newVMExec(a), newVMSSH(a), newVMCp(a), newVMForward(a), newVMPorts(a), newVMStats(a), newVMLogs(a)),
+			newVMDelete(a), newVMList(a), newVMShow(a), newVMExec(a), newVMSSH(a), newVMCp(a), newVMForward(a), newVMPorts(a), newVMStats(a), newVMLogs(a),
+			newVMSession(a), newVMACP(a)),
 		group(groupStore, "image", "Get and look after images",
 			newImageList(a), newImageCatalog(a), newImageShow(a), newImageInspect(a), newImagePull(a), newImageRegister(a), newImagePromote(a),
 			newImageExport(a), newImageImport(a), newImageTag(a), newImageDelete(a), newImagePrune(a)),

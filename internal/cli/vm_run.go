@@ -29,6 +29,7 @@ type vmRunOptions struct {
 	wait       *choice
 	rm, detach bool
 	path       string // empty for none
+	session    string // empty for none
 	command    []string
 }
 
@@ -50,6 +51,7 @@ failures are 125. The VM stays afterwards, unless --rm is given.`,
   banger vm run --name web --cpus 2 --memory 1GiB --disk 30GiB --image debian-bookworm -e KEY=VALUE --detach
   banger vm run -p 8080:80 -p 127.0.0.1:5353:53/udp ./repo -- make serve
   banger vm run --host-port 5432 ./repo -- make test
+  banger vm run --session work ./repo
   banger vm run --rm --kernel mine -- uname -r`,
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 			if len(args) == 0 && cmd.ArgsLenAtDash() < 0 {
@@ -68,6 +70,7 @@ failures are 125. The VM stays afterwards, unless --rm is given.`,
 	o.remote.register(cmd)
 	cmd.Flags().BoolVar(&o.rm, "rm", false, "delete the VM when the command has ended; with --detach, when the VM stops")
 	cmd.Flags().BoolVarP(&o.detach, "detach", "d", false, "leave the VM, and the command, running; print the VM's name")
+	sessionFlag(cmd, &o.session)
 	o.wait = waitFlag(cmd)
 	return cmd
 }
@@ -81,6 +84,9 @@ func (o *vmRunOptions) parse(dash int, args []string) error {
 	switch {
 	case dash >= 0 && len(o.command) == 0:
 		return usagef("leave out --", "there is no command behind --")
+	case o.session != "" && o.rm && !o.detach:
+		return usagef("leave out --rm, or give --detach as well: the VM then goes when it stops",
+			"--rm deletes the VM when its command has ended, and with --session that goes on after you left")
 	case len(paths) > 1:
 		fixed := append([]string{"banger", "vm", "run", "--"}, paths...)
 		if isDir(paths[0]) {
@@ -136,6 +142,9 @@ func runVMRun(ctx context.Context, a *App, o *vmRunOptions) error {
 	}
 	if o.detach {
 		return r.leave(ctx)
+	}
+	if o.session != "" {
+		return r.finish(ctx, a.runInSession(ctx, r.client, r.remote(), o.session))
 	}
 	err = a.runRemote(ctx, r.client, r.remote())
 	return r.finish(ctx, err)
@@ -294,8 +303,15 @@ func (r *run) remote() remote {
 
 // leave starts the command, if there is one, and leaves it and the VM running.
 func (r *run) leave(ctx context.Context) error {
-	if len(r.opts.command) > 0 {
-		rem := r.remote()
+	if rem := r.remote(); r.opts.session != "" {
+		req := api.StartSession{Name: r.opts.session, Command: rem.start.Argv, Dir: rem.start.Dir, User: rem.start.User, Stdin: wire.SessionNone}
+		if len(req.Command) == 0 {
+			req.Stdin = wire.SessionPTY // for a shell that somebody comes to
+		}
+		if _, err := startSession(ctx, r.client, r.vm.Name, req); err != nil {
+			return r.abandon(ctx, err)
+		}
+	} else if len(r.opts.command) > 0 {
 		rem.start.Detach, rem.start.NoStdin, rem.stdin = true, true, false
 		if err := r.app.runRemote(ctx, r.client, rem); err != nil {
 			return r.abandon(ctx, err)

@@ -2,9 +2,10 @@ package journal
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"time"
+
+	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 )
 
 // MaxTail is the most lines that Print can be asked for the last of.
@@ -21,9 +22,6 @@ type Print struct {
 	// Ended is closed when nothing more comes, and asks to follow until then; nil prints what there is.
 	Ended <-chan struct{}
 }
-
-// Dropped is the line that stands for n bytes that are lost.
-func Dropped(n uint64) string { return fmt.Sprintf("[banger: %d bytes were dropped here]\n", n) }
 
 // printer writes entries.
 type printer struct {
@@ -83,7 +81,7 @@ func (p *printer) entry(e Entry) error {
 	}
 	data := e.Data
 	if e.Lost > 0 {
-		text := Dropped(e.Lost)
+		text := wire.DroppedLine(e.Lost)
 		if p.mid {
 			text = "\n" + text
 		}

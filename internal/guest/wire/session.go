@@ -1,6 +1,9 @@
 package wire
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // Sessions. A session is a named process that the agent itself is the client of: its output goes to a journal on the
 // guest's disk, and whoever attaches reads that. FrameAttach with SessionAttach attaches to one; from then on the stream is
@@ -127,3 +130,6 @@ func ValidSessionName(name string) bool {
 func ValidSessionStdin(mode string) bool {
 	return mode == SessionNone || mode == SessionPipe || mode == SessionPTY
 }
+
+// DroppedLine is the line that stands for n bytes of output that are lost.
+func DroppedLine(n uint64) string { return fmt.Sprintf("[banger: %d bytes were dropped here]\n", n) }
