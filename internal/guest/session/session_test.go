@@ -531,3 +531,23 @@ func greet(conn net.Conn, name, text string) error {
 	copy(fw.Chunk(wire.FrameStdin, 0, len(text)), text)
 	return fw.Flush()
 }
+
+// TestReaderReconnects: one who only reads goes on where it was, and nobody is held up.
+func TestReaderReconnects(t *testing.T) {
+	w := newWorld(t)
+	w.start("s", wire.SessionPipe, "cat")
+	r := w.attach(exec.Session{Name: "s", Tail: 16 << 10, KeepOpen: true})
+	for _, text := range []string{"one\n", "two\n", "three\n"} {
+		a := w.attach(exec.Session{Name: "s", Write: true, KeepOpen: true, SendOnly: true})
+		a.say(t, text)
+		_ = a.in.Close()
+		if err := <-a.done; err != nil {
+			t.Fatal(err)
+		}
+		r.out.until(text)
+		r.breakConn()
+	}
+	if got := r.out.String(); got != "one\ntwo\nthree\n" {
+		t.Errorf("read %q", got)
+	}
+}
