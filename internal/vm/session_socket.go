@@ -168,7 +168,9 @@ func (s *Service) bridgeSession(ctx context.Context, l *live, v store.Session, c
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
 	defer stop()
-	in := &socketInput{conn: conn, gone: cancel, done: ctx.Done()}
+	left := make(chan struct{})
+	defer close(left)
+	in := &socketInput{conn: conn, gone: cancel, left: left}
 	_, err := exec.Run(ctx, exec.Options{
 		Dial:    func(ctx context.Context) (net.Conn, error) { return l.machine.Dial(ctx, wire.PortExec) },
 		Session: &exec.Session{Name: v.Name, Write: true, Tail: wire.TailUnread, KeepOpen: v.Stdin == wire.SessionPTY},
@@ -184,19 +186,19 @@ func (s *Service) bridgeSession(ctx context.Context, l *live, v store.Session, c
 type socketInput struct {
 	conn *net.UnixConn
 	gone context.CancelFunc
-	done <-chan struct{}
+	left <-chan struct{} // closed when the session was left
 }
 
 // Read implements io.Reader.
 func (r *socketInput) Read(p []byte) (int, error) {
 	n, err := r.conn.Read(p)
-	if n > 0 || !errors.Is(err, io.EOF) {
-		return n, err
+	if n > 0 {
+		return n, nil
 	}
-	if hungUp(r.conn) {
+	if !errors.Is(err, io.EOF) || hungUp(r.conn) {
 		r.gone()
-		<-r.done // so that this is not the end of the session's stdin
-		return 0, os.ErrDeadlineExceeded
+		<-r.left // so that this is not the end of the session's stdin
+		return 0, net.ErrClosed
 	}
 	go r.watch()
 	return 0, io.EOF
@@ -209,7 +211,7 @@ func (r *socketInput) watch() {
 	for !hungUp(r.conn) {
 		select {
 		case <-tick.C:
-		case <-r.done:
+		case <-r.left:
 			return
 		}
 	}

@@ -27,6 +27,7 @@ const (
 	reasonKilled     = "the VM was killed"
 	reasonHalted     = "the guest halted"
 	reasonNotStarted = "it was not started: the daemon or the VM ended meanwhile"
+	reasonGone       = "the VM ended"
 	reasonUnseen     = "the VM ended while no daemon ran"
 )
 
@@ -66,6 +67,16 @@ func (s *Service) isStarting(id, name string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.starting[[2]string{id, name}] > 0
+}
+
+// isEnding tells whether the end of a VM was seen.
+func (l *live) isEnding() bool {
+	select {
+	case <-l.ending:
+		return true
+	default:
+		return false
+	}
 }
 
 // kickSessions has a VM's sessions looked at.
@@ -111,7 +122,11 @@ func (s *Service) askSessions(ctx context.Context, rec store.VM, l *live) {
 		if _, err := l.until(ctx, func(st vmm.Status) bool { return st.Mark.Reached(api.MarkAgent) }); err != nil {
 			return
 		}
-		list, err := s.guest(l).Sessions(ctx, seq)
+		list, kicked, err := s.pollSessions(ctx, l, seq)
+		if kicked {
+			seq = 0
+			continue
+		}
 		if err == nil {
 			seq, again = list.Seq, sessionsAgainMin
 			if !s.takeSessions(ctx, rec, l, list.Sessions) {
@@ -131,6 +146,25 @@ func (s *Service) askSessions(ctx context.Context, rec store.VM, l *live) {
 			return
 		}
 	}
+}
+
+// pollSessions waits for news of the agent's sessions, or for a kick.
+func (s *Service) pollSessions(ctx context.Context, l *live, seq uint64) (list wire.SessionList, kicked bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		list, err = s.guest(l).Sessions(ctx, seq)
+	}()
+	select {
+	case <-done:
+	case <-l.sessions:
+		kicked = true
+		cancel()
+		<-done
+	}
+	return list, kicked, err
 }
 
 // takeSessions records what the agent says of its sessions, and tells whether one runs.
@@ -202,6 +236,9 @@ func (s *Service) takeSession(ctx context.Context, rec store.VM, v store.Session
 	})
 	switch {
 	case errors.Is(err, errSessionUnchanged):
+		if now.Name != "" {
+			return now
+		}
 		return v
 	case err != nil:
 		if api.KindOf(err) != api.KindNotFound {

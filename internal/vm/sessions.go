@@ -44,7 +44,7 @@ func (s *Service) Sessions(ctx context.Context, nameOrID string) ([]api.Session,
 	if err != nil {
 		return nil, err
 	}
-	seen := s.seenSessions(ctx, rec.ID, all)
+	seen := s.seenSessions(ctx, rec, all)
 	out := make([]api.Session, 0, len(all))
 	for _, v := range all {
 		out = append(out, s.sessionView(rec, v, seen))
@@ -58,7 +58,9 @@ func (s *Service) Session(ctx context.Context, nameOrID, name string) (api.Sessi
 	if err != nil {
 		return api.Session{}, err
 	}
-	return s.sessionView(rec, v, s.seenSessions(ctx, rec.ID, []store.Session{v})), nil
+	all := []store.Session{v}
+	seen := s.seenSessions(ctx, rec, all)
+	return s.sessionView(rec, all[0], seen), nil
 }
 
 // session finds the records of a session and of its VM.
@@ -78,9 +80,10 @@ func (s *Service) session(ctx context.Context, nameOrID, name string) (store.VM,
 	return rec, v, err
 }
 
-// seenSessions asks the agent about sessions of which at least one runs. Where it does not answer soon, what is recorded must do.
-func (s *Service) seenSessions(ctx context.Context, id string, all []store.Session) map[string]wire.SessionStatus {
-	l := s.running(id)
+// seenSessions asks the agent about sessions of which at least one runs; those that have ended meanwhile are recorded, in all as well. Where it
+// does not answer soon, what is recorded must do.
+func (s *Service) seenSessions(ctx context.Context, rec store.VM, all []store.Session) map[string]wire.SessionStatus {
+	l := s.running(rec.ID)
 	if l == nil || !slices.ContainsFunc(all, func(v store.Session) bool { return v.State == api.SessionRunning }) {
 		return nil
 	}
@@ -93,6 +96,11 @@ func (s *Service) seenSessions(ctx context.Context, id string, all []store.Sessi
 	out := map[string]wire.SessionStatus{}
 	for _, st := range list.Sessions {
 		out[st.ID] = st
+	}
+	for i, v := range all {
+		if st, ok := out[v.ID]; ok && st.Ended && v.State == api.SessionRunning {
+			all[i] = s.takeSession(ctx, rec, v, st, true)
+		}
 	}
 	return out
 }
@@ -123,6 +131,9 @@ func (s *Service) StartSession(ctx context.Context, nameOrID string, req api.Sta
 	if err != nil {
 		return api.Session{}, err
 	}
+	if l.isEnding() {
+		return api.Session{}, api.Errorf(api.KindConflict, "vm %q is ending", rec.Name).WithHint("start it: banger vm start %s", rec.Name)
+	}
 	if req.Name == "" {
 		if req.Name, err = s.sessionName(ctx, rec.ID, req.Command); err != nil {
 			return api.Session{}, err
@@ -131,7 +142,13 @@ func (s *Service) StartSession(ctx context.Context, nameOrID string, req api.Sta
 	v := store.Session{VM: rec.ID, Name: req.Name, State: api.SessionStarting, ID: exec.NewID(), Command: req.Command, Dir: req.Dir, User: req.User,
 		Stdin: req.Stdin, CreatedAt: s.cfg.Host.Now()}
 	done := s.beginSession(rec.ID, v.Name)
-	defer done()
+	defer func() {
+		done()
+		s.kickSessions(l) // where it is not known whether it runs, the agent says
+		if l.isEnding() { // which may not have seen it
+			s.endSessions(rec.ID, reasonGone)
+		}
+	}()
 	if err := s.cfg.Records.InsertSession(ctx, v); err != nil {
 		return api.Session{}, sessionExists(rec, req.Name, err)
 	}
@@ -141,7 +158,6 @@ func (s *Service) StartSession(ctx context.Context, nameOrID string, req api.Sta
 	case errors.As(err, &x):
 		return s.sessionFailed(ctx, rec, v, x)
 	case err != nil:
-		s.kickSessions(l) // whether it runs, the agent will say
 		return api.Session{}, fmt.Errorf("start session %q in vm %q: %w", v.Name, rec.Name, unknownToAgent(rec, err))
 	}
 	v, err = s.cfg.Records.UpdateSession(context.WithoutCancel(ctx), rec.ID, v.Name, func(v *store.Session) error {
@@ -156,7 +172,6 @@ func (s *Service) StartSession(ctx context.Context, nameOrID string, req api.Sta
 	if v.State == api.SessionRunning {
 		s.openSocket(l, rec, v)
 	}
-	s.kickSessions(l)
 	s.emit("session.started", rec.Name, v.Name)
 	return s.sessionView(rec, v, nil), nil
 }
@@ -345,7 +360,7 @@ func (s *Service) DeleteSession(ctx context.Context, nameOrID, name string, forc
 		}
 	}
 	// In a guest that does not run the log stays until it does: the watcher removes what no record names.
-	if l := s.running(rec.ID); l != nil && l.now().Mark.Reached(api.MarkAgent) {
+	if l := s.running(rec.ID); l != nil && l.now().Mark.Reached(api.MarkAgent) && !l.isEnding() {
 		if err := s.guest(l).RemoveSession(ctx, name); err != nil && api.KindOf(err) != api.KindNotFound {
 			return fmt.Errorf("delete session %q of vm %q: %w", name, rec.Name, err)
 		}
