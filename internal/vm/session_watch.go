@@ -69,16 +69,6 @@ func (s *Service) isStarting(id, name string) bool {
 	return s.starting[[2]string{id, name}] > 0
 }
 
-// isEnding tells whether the end of a VM was seen.
-func (l *live) isEnding() bool {
-	select {
-	case <-l.ending:
-		return true
-	default:
-		return false
-	}
-}
-
 // kickSessions has a VM's sessions looked at.
 func (s *Service) kickSessions(l *live) {
 	select {
