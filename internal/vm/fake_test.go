@@ -64,6 +64,8 @@ type fakeEngine struct {
 	// dialGuest reaches guests in which commands run, and bootGuest restarts them; nil where there are none.
 	dialGuest func(port uint32) (net.Conn, error)
 	bootGuest func()
+	// unreachable guests are not reached by dialGuest.
+	unreachable atomic.Bool
 	// reset gets a token whenever a guest resets its connections; nil for guests that cannot.
 	reset chan struct{}
 }

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/guest/exec"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 	"git.thaloco.com/thaloco/banger/internal/store"
@@ -81,24 +82,36 @@ func (s *sessionSockets) closeAll(vm string) {
 
 // openSocket makes the socket of a running session, where it is not there. A session is fine without one.
 func (s *Service) openSocket(l *live, rec store.VM, v store.Session) {
+	if !s.bindSocket(l, rec, v) {
+		return
+	}
+	// It may have ended meanwhile: whoever records that closes its socket afterwards, which may have been before this.
+	now, err := s.cfg.Records.Session(context.WithoutCancel(s.ctx), rec.ID, v.Name)
+	if api.KindOf(err) == api.KindNotFound || err == nil && (now.ID != v.ID || now.State == api.SessionEnded) {
+		s.sockets.close(rec.ID, v.Name)
+	}
+}
+
+// bindSocket does so, and tells whether it is new.
+func (s *Service) bindSocket(l *live, rec store.VM, v store.Session) bool {
 	key := [2]string{rec.ID, v.Name}
 	s.sockets.mu.Lock()
 	defer s.sockets.mu.Unlock()
 	if s.sockets.open[key] != nil {
-		return
+		return false
 	}
 	select {
 	case <-l.ending:
-		return
+		return false
 	case <-s.ctx.Done():
-		return
+		return false
 	default:
 	}
 	path := s.cfg.Paths.SessionSocket(rec.ID, v.Name)
 	ln, err := listenPrivate(path)
 	if err != nil {
 		s.cfg.Log.Warn("open the socket of a session", "vm", rec.Name, "session", v.Name, "err", err)
-		return
+		return false
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
 	o := &sessionSocket{listener: ln, path: path, cancel: cancel}
@@ -118,6 +131,7 @@ func (s *Service) openSocket(l *live, rec store.VM, v store.Session) {
 			o.done.Go(func() { s.bridgeSession(ctx, l, v, conn) })
 		}
 	})
+	return true
 }
 
 // listenPrivate binds a unix socket that only its user can connect to. Whatever its path, its name is bound from within its directory.

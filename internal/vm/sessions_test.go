@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,23 +32,27 @@ func withGuests(t *testing.T) *world {
 	w.svc.Close()
 	w.svc = w.service()
 	dir := t.TempDir()
-	var g *fakeguest.Guest
+	var guest atomic.Pointer[fakeguest.Guest]
 	boot := func() {
-		var err error
-		if g, err = fakeguest.New(fakeguest.Config{Dir: dir, Log: slog.New(slog.DiscardHandler), OnVerb: func(string) {}}); err != nil {
+		g, err := fakeguest.New(fakeguest.Config{Dir: dir, Log: slog.New(slog.DiscardHandler), OnVerb: func(string) {}})
+		if err != nil {
 			t.Fatal(err)
 		}
+		guest.Store(g)
 	}
 	boot()
 	w.engine.dialGuest = func(port uint32) (net.Conn, error) {
 		near, far := net.Pipe()
-		if !g.Accept(port, far) {
+		if w.engine.unreachable.Load() {
+			return nil, errInjected
+		}
+		if !guest.Load().Accept(port, far) {
 			return nil, vmm.ErrRefused
 		}
 		return near, nil
 	}
-	w.engine.bootGuest = func() { g.Close(); boot() }
-	t.Cleanup(func() { g.Close() })
+	w.engine.bootGuest = func() { guest.Load().Close(); boot() }
+	t.Cleanup(func() { guest.Load().Close() })
 	return w
 }
 
@@ -267,12 +272,11 @@ func TestSessionsThatFail(t *testing.T) {
 	if all, err := w.svc.Sessions(ctx, "box"); err != nil || len(all) != 0 {
 		t.Errorf("left %+v, %v", all, err)
 	}
-	dial := w.engine.dialGuest
-	w.engine.dialGuest = func(uint32) (net.Conn, error) { return nil, errInjected }
+	w.engine.unreachable.Store(true)
 	if _, err := w.svc.StartSession(ctx, "box", api.StartSession{Name: "s", Command: []string{"true"}}); err == nil {
 		t.Error("started without a guest")
 	}
-	w.engine.dialGuest = dial
+	w.engine.unreachable.Store(false)
 	if s := w.untilSession("s", isEnded); s.Reason != reasonNotStarted {
 		t.Errorf("%+v", s)
 	}
