@@ -226,6 +226,9 @@ func (c *conn) deliver(i int, f wire.Frame) error {
 	defer r.mu.Unlock()
 	c.writing = false
 	r.got[i] = offset + uint64(len(data))
+	if c.leaving {
+		c.news.Signal()
+	}
 	if r.got[i]-c.acked[i] >= ackEvery {
 		c.toAck[i] = r.got[i]
 		c.news.Signal()

@@ -73,8 +73,14 @@ func (c *conn) fillDetach(w *wire.FrameWriter) bool {
 	if o := r.opts.Session; o != nil && o.SendOnly && r.inEOF && r.in.Base() == r.in.End() && (o.KeepOpen || c.sentEOF) {
 		c.leaving = true
 	}
-	if !c.leaving || c.sent < r.in.End() && !r.readOnly && r.broken == nil {
+	if !c.leaving || r.broken == nil && (c.writing || c.sent < r.in.End() && !r.readOnly) {
 		return false
+	}
+	for i, offset := range r.got { // who comes next is not sent that again
+		if offset > c.acked[i] {
+			w.Ack(i+1, offset)
+			c.acked[i] = offset
+		}
 	}
 	_ = w.Bytes(wire.FrameDetach, nil)
 	c.left = true
