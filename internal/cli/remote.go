@@ -325,8 +325,11 @@ func (a *App) remoteEnd(r remote, exit wire.ExecExit, err error) error {
 		}
 		return nil
 	case errors.As(err, new(detachedError)):
-		if !a.quiet {
-			fmt.Fprintf(a.Err, "detached; come back: %s\n", comeBackTo(r, ""))
+		if before, after := "", "\n"; !a.quiet {
+			if r.start.PTY { // which is still raw, and anywhere in a line
+				before, after = "\r\n", "\r\n"
+			}
+			fmt.Fprintf(a.Err, "%sdetached; come back: %s%s", before, comeBackTo(r, ""), after)
 		}
 		return err
 	case errors.As(err, &start) && r.session != nil && r.session.sendOnly:

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"hash/crc32"
 	"io/fs"
+	"slices"
 	"time"
 )
 
@@ -60,10 +61,8 @@ func (j *Journal) Tail(n int64) *Cursor {
 		return c
 	}
 	left := int64(0) // bytes of output from the segment's end on
-	for i := len(j.segs) - 1; i >= 0; i-- {
-		s := j.segs[i]
-		for k := len(s.marks) - 1; k >= 0; k-- {
-			m := s.marks[k]
+	for _, s := range slices.Backward(j.segs) {
+		for _, m := range slices.Backward(s.marks) {
 			c.number, c.at, c.next = s.number, m.at, m.offsets
 			if total := left + s.output - m.before; total >= n {
 				j.skip(c, total-n)
