@@ -127,10 +127,7 @@ func (a *attachment) hangUp(why *wire.ExecError) {
 		return
 	}
 	a.closing, a.why = true, why
-	_ = a.conn.SetWriteDeadline(time.Now().Add(lastWord))
-	if why == nil {
-		_ = a.conn.Close()
-	}
+	part(a.conn, why)
 	a.e.news.Broadcast()
 }
 
@@ -153,12 +150,20 @@ func (e *session) leave(a *attachment, conn net.Conn, err error) {
 	}
 	if !a.closing {
 		a.closing, a.why = true, why
+		part(conn, why)
+	}
+	e.news.Broadcast()
+}
+
+// part bounds what is still written to a connection, and closes one to which there is nothing to say. It does not wait for
+// either: a link to the host may be at a standstill, and the session's lock is held.
+func part(conn net.Conn, why *wire.ExecError) {
+	go func() {
 		_ = conn.SetWriteDeadline(time.Now().Add(lastWord))
 		if why == nil {
 			_ = conn.Close()
 		}
-	}
-	e.news.Broadcast()
+	}()
 }
 
 // forget gives up the place of a writer that did not come back.
