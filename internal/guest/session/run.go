@@ -117,9 +117,9 @@ func (e *session) finish(exit wire.ExecExit, err error) {
 	}
 	e.mu.Lock()
 	e.end, e.inShut = last, true
+	close(e.done)
 	e.news.Broadcast()
 	e.mu.Unlock()
-	close(e.done)
 	e.table.bump()
 	e.table.evict()
 }
