@@ -398,7 +398,7 @@ func TestHour(t *testing.T) {
 // TestTerminal: a session with a terminal has the size of who attaches, and its interrupt.
 func TestTerminal(t *testing.T) {
 	w := newWorld(t)
-	w.start("tty", wire.SessionPTY, "sh", "-c", "test -t 0 && echo yes; read l; until test \"$(stty size)\" = '33 99'; do sleep 0.05; done; stty size; sleep 1000")
+	w.start("tty", wire.SessionPTY, "sh", "-c", "test -t 0 && echo yes; read l; until test \"$(stty size)\" = '33 99'; do sleep 0.05; done; stty size; echo as''leep; exec sleep 1000")
 	pr, pw := io.Pipe()
 	out := newBuffer()
 	sizes := make(chan exec.Size, 1)
@@ -413,6 +413,7 @@ func TestTerminal(t *testing.T) {
 	out.until("yes")
 	_, _ = io.WriteString(pw, "\n")
 	out.until("33 99")
+	out.until("asleep") // a shell between two commands may miss an interrupt
 	_, _ = io.WriteString(pw, "\x03")
 	if exit := <-done; exit.Status != 130 {
 		t.Errorf("%+v", exit)
