@@ -54,6 +54,8 @@ func runVMSessionSend(ctx context.Context, a *App, o *vmSessionSendOptions) erro
 	err = a.runRemote(ctx, c, remote{vm: s.VM, stdin: true, session: &attachment{name: s.Name, write: true, sendOnly: true, keepOpen: !o.eof}})
 	var x *wire.ExecError
 	switch {
+	case errors.As(err, new(statusError)): // it took everything, and has ended
+		return nil
 	case !errors.As(err, &x):
 		return err
 	case x.Code == wire.ExecTakenOver:
