@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -204,7 +205,7 @@ func (e *session) status() wire.SessionStatus {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	m := e.meta
-	st := wire.SessionStatus{ID: m.ID, Name: e.name, Argv: m.Argv, Dir: m.Dir, User: m.User, Stdin: m.Stdin, PID: e.pid, StartedAt: m.StartedAt,
+	st := wire.SessionStatus{ID: m.ID, Name: e.name, Argv: shortened(m.Argv), Dir: m.Dir, User: m.User, Stdin: m.Stdin, PID: e.pid, StartedAt: m.StartedAt,
 		Writer: e.writer != nil && !e.writer.mute, Readers: len(e.readers)}
 	if e.end != nil {
 		st.Ended, st.EndedAt, st.Exit, st.PID = true, e.end.At, e.end.Exit, 0
@@ -214,6 +215,20 @@ func (e *session) status() wire.SessionStatus {
 		st.Stdout, st.Stderr, st.Dropped = out[0], out[1], dropped
 	}
 	return st
+}
+
+// maxListed is how much of a command a list shows, in bytes: the host takes lists of a megabyte.
+const maxListed = 2 << 10
+
+// shortened is the beginning of a command.
+func shortened(argv []string) []string {
+	left := maxListed
+	for i, arg := range argv {
+		if left -= len(arg) + 1; left < 0 {
+			return append(slices.Clone(argv[:i]), "…")
+		}
+	}
+	return argv
 }
 
 // sink takes output of the process, and makes it wait for who must not lose any.
