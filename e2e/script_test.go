@@ -120,7 +120,7 @@ func TestScriptFirecracker(t *testing.T) {
 		return writeConfig(e.WorkDir, "firecracker")
 	})
 	for _, name := range []string{"cp_errors", "cp_files", "exec_resume", "forward", "guest_ends", "interrupt", "life", "owner_gone", "run_detach",
-		"run_environment", "run_status", "several", "ssh", "stats", "streams", "ui", "workspace_git", "workspace_plain"} {
+		"run_environment", "run_status", "session", "several", "ssh", "stats", "streams", "ui", "workspace_git", "workspace_plain"} {
 		p.Files = append(p.Files, "testdata/script/"+name+".txtar")
 	}
 	testscript.Run(t, p)
