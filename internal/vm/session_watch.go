@@ -3,6 +3,7 @@ package vm
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"git.thaloco.com/thaloco/banger/api"
@@ -251,9 +252,27 @@ func (s *Service) endSession(v *store.Session, reason string) {
 // sessionEnded is what follows once the end of a session is recorded.
 func (s *Service) sessionEnded(rec store.VM, v store.Session) {
 	s.sockets.close(rec.ID, v.Name)
+	s.pruneSessions(rec)
 	s.tellSessions()
 	s.emit("session.ended", rec.Name, v.Name)
 	s.cfg.Log.Info("session ended", "vm", rec.Name, "session", v.Name, "reason", v.Reason)
+}
+
+// pruneSessions forgets the oldest ended sessions, of which the guest keeps no logs any more.
+func (s *Service) pruneSessions(rec store.VM) {
+	ctx := context.WithoutCancel(s.ctx)
+	all, err := s.cfg.Records.Sessions(ctx, rec.ID)
+	if err != nil {
+		s.cfg.Log.Error("read sessions", "vm", rec.Name, "err", err)
+		return
+	}
+	ended := slices.DeleteFunc(all, func(v store.Session) bool { return v.State != api.SessionEnded || v.EndedAt == nil })
+	slices.SortFunc(ended, func(a, b store.Session) int { return a.EndedAt.Compare(*b.EndedAt) })
+	for _, v := range ended[:max(0, len(ended)-wire.MaxEndedSessions)] {
+		if err := s.cfg.Records.DeleteSession(ctx, rec.ID, v.Name); err != nil {
+			s.cfg.Log.Error("forget session", "vm", rec.Name, "session", v.Name, "err", err)
+		}
+	}
 }
 
 // unknownSession is one the agent has and no record: what was deleted while the VM did not run goes, what runs is recorded. It tells whether it

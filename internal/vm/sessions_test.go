@@ -302,6 +302,27 @@ func TestSessionWithoutRecord(t *testing.T) {
 	}
 }
 
+// TestManySessions: of those that have ended the oldest are forgotten, in the records as in the guest.
+func TestManySessions(t *testing.T) {
+	w := withGuests(t)
+	w.create(api.CreateVM{Name: "box", Start: true})
+	for i := range wire.MaxEndedSessions + 2 {
+		name := fmt.Sprint("s", i)
+		w.startSession(api.StartSession{Name: name, Command: []string{"true"}})
+		w.untilSession(name, isEnded)
+	}
+	for {
+		all, err := w.svc.Sessions(t.Context(), "box")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(all) == wire.MaxEndedSessions && all[0].Name == "s2" {
+			return
+		}
+		runtime.Gosched() // right after the last end is recorded
+	}
+}
+
 // TestSessionSpeaksRPC is an agent host at a session's socket: JSON-RPC by lines, messages of a megabyte both ways, in pieces of any size.
 func TestSessionSpeaksRPC(t *testing.T) {
 	w := withGuests(t)
