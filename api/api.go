@@ -2,7 +2,7 @@
 // clients and the daemon exchange as JSON over the daemon's unix socket. It
 // imports only the standard library, so that anything can import it.
 //
-// The files divide it by noun: vm.go, workspace.go, files.go, ssh.go, image.go (kernels too), operation.go,
+// The files divide it by noun: vm.go, workspace.go, session.go, files.go, ssh.go, image.go (kernels too), operation.go,
 // daemon.go, and error.go with the error kinds and their HTTP statuses.
 //
 // Routes, all under /v1 (apiserver/routes.go is the list that is served):
@@ -25,6 +25,13 @@
 //	POST   /v1/vms/{name}/workspace/pull    PullWorkspace → 202 Operation (result: Pull)
 //	GET    /v1/vms/{name}/workspaces        []WorkspaceCopy
 //	GET    /v1/vms/{name}/unpulled          []Unpulled
+//	GET    /v1/vms/{name}/sessions          []Session
+//	POST   /v1/vms/{name}/sessions          StartSession → Session
+//	GET    /v1/vms/{name}/sessions/{session}            Session
+//	GET    /v1/vms/{name}/sessions/{session}/wait       Session, once it has ended or after half a minute
+//	GET    /v1/vms/{name}/sessions/{session}/logs?SessionLogs  text/plain stream
+//	POST   /v1/vms/{name}/sessions/{session}/stop       StopSession → 202 Operation (result: Session)
+//	DELETE /v1/vms/{name}/sessions/{session}?force=true 204
 //	GET    /v1/vms/{name}/exec              HTTP upgrade "banger-exec"; the stream is the exec
 //	                                        protocol of internal/guest/wire, spoken with the agent
 //	GET    /v1/vms/{name}/ssh-target        SSHTarget

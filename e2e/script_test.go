@@ -120,7 +120,7 @@ func TestScriptFirecracker(t *testing.T) {
 		return writeConfig(e.WorkDir, "firecracker")
 	})
 	for _, name := range []string{"cp_errors", "cp_files", "exec_resume", "forward", "guest_ends", "interrupt", "life", "owner_gone", "run_detach",
-		"run_environment", "run_status", "several", "ssh", "stats", "streams", "ui", "workspace_git", "workspace_plain", "workspace_pull"} {
+		"run_environment", "run_status", "session", "several", "ssh", "stats", "streams", "ui", "workspace_git", "workspace_plain", "workspace_pull"} {
 		p.Files = append(p.Files, "testdata/script/"+name+".txtar")
 	}
 	testscript.Run(t, p)
@@ -367,13 +367,24 @@ func (u *user) processes(inEnv string) map[int]string {
 		}
 		cwd, _ := os.Readlink("/proc/" + e.Name() + "/cwd")
 		environ, _ := os.ReadFile("/proc/" + e.Name() + "/environ")
-		dir := []byte(u.dir)
-		ours := bytes.Contains(cmdline, dir) || bytes.Contains(environ, dir) || strings.HasPrefix(cwd, u.dir)
+		ours := mentions(cmdline, u.dir) || mentions(environ, u.dir) || mentions([]byte(cwd), u.dir)
 		if ours && bytes.Contains(environ, []byte(inEnv)) {
 			found[pid] = strings.ReplaceAll(string(cmdline), "\x00", " ")
 		}
 	}
 	return found
+}
+
+// mentions tells whether text has the path dir, and not only as the beginning of another name.
+func mentions(text []byte, dir string) bool {
+	for rest, found := text, true; ; {
+		if _, rest, found = bytes.Cut(rest, []byte(dir)); !found {
+			return false
+		}
+		if len(rest) == 0 || bytes.IndexByte([]byte("/\x00: '\"\n"), rest[0]) >= 0 {
+			return true
+		}
+	}
 }
 
 // poll looks again and again until ok, for at most d: what is waited for happens in other processes.

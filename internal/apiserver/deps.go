@@ -40,6 +40,13 @@ type VMs interface {
 	Forwards(ctx context.Context, name string) ([]api.ForwardStatus, error)
 	AddForward(ctx context.Context, name string, f api.Forward) (api.ForwardStatus, error)
 	RemoveForward(ctx context.Context, name string, which api.RemoveForward) (api.Forward, error)
+	Sessions(ctx context.Context, name string) ([]api.Session, error)
+	Session(ctx context.Context, name, session string) (api.Session, error)
+	StartSession(ctx context.Context, name string, req api.StartSession) (api.Session, error)
+	WaitSession(ctx context.Context, name, session string) (api.Session, error)
+	StopSession(ctx context.Context, name, session string, req api.StopSession, rep progress.Reporter) (api.Session, error)
+	DeleteSession(ctx context.Context, name, session string, force bool) error
+	SessionLogs(ctx context.Context, name, session string, req api.SessionLogs, w io.Writer) error
 	Events(ctx context.Context, fn func(api.Event) error) error
 }
 

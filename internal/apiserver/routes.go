@@ -76,6 +76,12 @@ func (s *Server) routes(mux *http.ServeMux) {
 	register(h, get, "/v1/vms/{name}/forwards", ok, "vm-forward-list", s.listForwards)
 	register(h, post, "/v1/vms/{name}/forwards", ok, "vm-forward-add", s.addForward)
 	register(h, del, "/v1/vms/{name}/forwards", ok, "vm-forward-remove", s.removeForward)
+	register(h, get, "/v1/vms/{name}/sessions", ok, "vm-session-list", s.listSessions)
+	register(h, post, "/v1/vms/{name}/sessions", ok, "vm-session-start", s.startSession)
+	register(h, get, "/v1/vms/{name}/sessions/{session}", ok, "vm-session-show", s.showSession)
+	register(h, get, "/v1/vms/{name}/sessions/{session}/wait", ok, "vm-session-wait", s.waitSession)
+	register(h, post, "/v1/vms/{name}/sessions/{session}/stop", accepted, "vm-session-stop", s.stopSession)
+	register(h, del, "/v1/vms/{name}/sessions/{session}", none, "vm-session-delete", s.deleteSession)
 	register(h, post, "/v1/vms/{name}/release", accepted, "vm-release", s.releaseVM)
 
 	register(h, get, "/v1/catalog", ok, "image-catalog", s.imageCatalog)
@@ -114,6 +120,7 @@ func (s *Server) streams(mux *http.ServeMux) {
 	mux.HandleFunc("GET /v1/vms/{name}/exec", s.exec)
 	mux.HandleFunc("GET /v1/vms/{name}/ssh", s.ssh)
 	mux.HandleFunc("GET /v1/vms/{name}/logs", s.logs)
+	mux.HandleFunc("GET /v1/vms/{name}/sessions/{session}/logs", s.sessionLogs)
 	mux.HandleFunc("PUT /v1/vms/{name}/files", s.putFiles)
 	mux.HandleFunc("GET /v1/vms/{name}/files", s.getFiles)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {

@@ -33,7 +33,7 @@ func exitCode(err error) int {
 		run    *runError
 	)
 	switch {
-	case err == nil:
+	case err == nil, errors.As(err, new(detachedError)):
 		return exitOK
 	case errors.As(err, &status):
 		return status.status

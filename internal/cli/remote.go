@@ -18,6 +18,7 @@ import (
 
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/client"
+	"git.thaloco.com/thaloco/banger/internal/config"
 	"git.thaloco.com/thaloco/banger/internal/guest/exec"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 	"git.thaloco.com/thaloco/banger/internal/hostexec"
@@ -70,6 +71,8 @@ type remote struct {
 	attach string         // an id; empty to start
 	stdin  bool           // pass stdin on
 	in     io.Reader      // stdin; nil for this process's
+	// session is attached to instead; nil for a command. start then only says whether it has this terminal.
+	session *attachment
 }
 
 func (r remote) id() string {
@@ -93,6 +96,11 @@ func (a *App) runRemote(ctx context.Context, c *client.Client, r remote) error {
 		Dial: s.dialer(c), Start: r.start, AttachID: r.attach,
 		Stdout: a.Out, Stderr: a.Err, OnState: s.state,
 	}
+	if r.session != nil {
+		s.detach, _ = config.DetachByte(r.session.key)
+		opts.Session, opts.OnReadOnly, opts.OnDropped = r.session.options(), s.onReadOnly, s.onDropped
+		s.readOnly.Store(!r.session.write)
+	}
 	sigs, release := a.signals.take()
 	defer release()
 	names := make(chan string, 8)
@@ -112,7 +120,7 @@ func (a *App) runRemote(ctx context.Context, c *client.Client, r remote) error {
 		opts.Start.Rows, opts.Start.Cols = a.size()
 		sizes := make(chan exec.Size, 1)
 		opts.Resize = sizes
-		if r.attach != "" {
+		if r.attach != "" || r.session != nil {
 			rows, cols := a.size()
 			sizes <- exec.Size{Rows: rows, Cols: cols}
 		}
@@ -163,7 +171,11 @@ type remoteSession struct {
 	raw    atomic.Bool
 	lost   atomic.Pointer[time.Timer] // set while the connection is broken
 	said   atomic.Bool                // that it is
-	keys   repeats                    // belongs to Read
+	// detach is what a raw terminal sends for the key that leaves a session, 0 for none; readOnly tells that somebody else writes to it.
+	detach   byte
+	left     bool // the key was pressed; belongs to Read
+	readOnly atomic.Bool
+	keys     repeats // belongs to Read
 }
 
 // dialer dials the first time with a client that starts the daemon, then with one that does not: a
@@ -171,7 +183,7 @@ type remoteSession struct {
 func (s *remoteSession) dialer(c *client.Client) func(context.Context) (net.Conn, error) {
 	s.keys.now = s.app.Now
 	owned := s.remote.id()
-	if s.remote.start.PTY || s.remote.start.Detach || s.remote.attach != "" {
+	if s.remote.start.PTY || s.remote.start.Detach || s.remote.attach != "" || s.remote.session != nil {
 		owned = "" // it outlives this process
 	}
 	passive := c.Passive()
@@ -192,6 +204,10 @@ func (s *remoteSession) forward(ctx context.Context, sigs <-chan os.Signal, name
 	for {
 		select {
 		case sig := <-sigs:
+			if s.leaves(sig) {
+				s.cancel(detachedError{})
+				return
+			}
 			name, ok := signalNames[sig]
 			if !ok || repeat.again() {
 				s.cancel(signalError{sig})
@@ -214,7 +230,17 @@ var signalNames = map[os.Signal]string{syscall.SIGINT: "INT", syscall.SIGTERM: "
 // Read reads stdin from a raw terminal. While the connection is broken nobody acts on Ctrl-C, so two
 // of them end the run.
 func (s *remoteSession) Read(p []byte) (int, error) {
+	if s.left {
+		select {} // what is typed now is not for the session, and this is not the end of its stdin
+	}
 	n, err := s.in.Read(p)
+	if s.detach != 0 {
+		if at := bytes.IndexByte(p[:n], s.detach); at >= 0 {
+			s.left = true
+			s.cancel(detachedError{})
+			return at, nil
+		}
+	}
 	if s.lost.Load() != nil {
 		for range bytes.Count(p[:n], []byte{interruptKey}) {
 			if s.keys.again() {
@@ -223,6 +249,32 @@ func (s *remoteSession) Read(p []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// leaves tells whether a signal leaves a session instead of going there: the quit key, the end of this process, and an interrupt of who
+// does not write.
+func (s *remoteSession) leaves(sig os.Signal) bool {
+	if s.remote.session == nil {
+		return false
+	}
+	return sig == syscall.SIGQUIT || sig == syscall.SIGTERM || sig == syscall.SIGINT && s.readOnly.Load()
+}
+
+// onReadOnly says that somebody else writes to a session.
+func (s *remoteSession) onReadOnly() {
+	s.readOnly.Store(true)
+	if !s.remote.session.sendOnly {
+		s.say(fmt.Sprintf("another client writes to session %q: this one only reads", s.remote.session.name))
+	}
+}
+
+// onDropped says where output of a session is missing.
+func (s *remoteSession) onDropped(_ int, n uint64) {
+	text := wire.DroppedLine(n)
+	if s.raw.Load() {
+		text = "\r\n" + strings.TrimSuffix(text, "\n") + "\r\n"
+	}
+	_, _ = io.WriteString(s.app.Err, text)
 }
 
 // state follows the connection and mentions a break that lasts.
@@ -277,6 +329,16 @@ func (a *App) remoteEnd(r remote, exit wire.ExecExit, err error) error {
 			return statusError{exit.Status}
 		}
 		return nil
+	case errors.As(err, new(detachedError)):
+		if before, after := "", "\n"; !a.quiet {
+			if r.start.PTY { // which is still raw, and anywhere in a line
+				before, after = "\r\n", "\r\n"
+			}
+			fmt.Fprintf(a.Err, "%sdetached; come back: %s%s", before, comeBackTo(r, ""), after)
+		}
+		return err
+	case errors.As(err, &start) && r.session != nil && r.session.sendOnly:
+		return start
 	case errors.As(err, &start):
 		return commandError(r, start)
 	case errors.As(err, &lost):
@@ -299,6 +361,9 @@ func (a *App) remoteEnd(r remote, exit wire.ExecExit, err error) error {
 
 // comeBackTo is the command that attaches to a command which lost its connection.
 func comeBackTo(r remote, id string) string {
+	if r.session != nil {
+		return quoted("banger", "vm", "session", "attach", r.vm, r.session.name)
+	}
 	args := []string{"banger", "vm", "exec", "--attach", id}
 	if r.start.PTY {
 		args = append(args, "-t")

@@ -17,6 +17,7 @@ type vmExecOptions struct {
 	env      []string
 	envFiles []string
 	attach   string
+	session  string
 	remote   remoteFlags
 }
 
@@ -32,6 +33,7 @@ where there is no such command. banger's own failures are 125.`,
 		Example: `  banger vm exec testbox -- make test
   banger vm exec testbox -w /root/repo -e K=V -- ./ci.sh
   banger vm exec -it testbox -- bash
+  banger vm exec -it --session work testbox -- bash
   banger vm exec --attach 4f0c2a9be1d85c3372d06d4ce6a1b7f0 testbox`,
 		ValidArgsFunction: a.completeVMs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -46,8 +48,15 @@ where there is no such command. banger's own failures are 125.`,
 	cmd.Flags().StringVar(&o.attach, "attach", "", "attach to the command with this `id` instead of starting one")
 	_ = cmd.RegisterFlagCompletionFunc("env", cobra.NoFileCompletions)    // fails only for an unknown flag
 	_ = cmd.RegisterFlagCompletionFunc("attach", cobra.NoFileCompletions) // likewise
+	sessionFlag(cmd, &o.session)
 	o.remote.register(cmd)
 	return cmd
+}
+
+// sessionFlag registers --session.
+func sessionFlag(cmd *cobra.Command, p *string) {
+	cmd.Flags().StringVar(p, "session", "", "run it as the session of this `name`, which can be left and come back to")
+	_ = cmd.RegisterFlagCompletionFunc("session", cobra.NoFileCompletions) // fails only for an unknown flag
 }
 
 // execID is the form of a command's id.
@@ -69,6 +78,8 @@ func (o *vmExecOptions) parse(dash int, args []string) error {
 		return usagef("banger vm exec "+quoted(names[0]), "there is no command behind --")
 	case o.attach != "" && len(o.command) > 0:
 		return usagef("", "--attach and a command exclude each other")
+	case o.attach != "" && o.session != "":
+		return usagef("banger vm session attach "+quoted(names[0], o.session), "--attach and --session exclude each other")
 	case o.attach != "" && !execID.MatchString(o.attach):
 		return usagef("", "--attach is %q, not the id of a command: 32 hex digits", o.attach)
 	}
@@ -103,6 +114,9 @@ func runVMExec(ctx context.Context, a *App, o *vmExecOptions) error {
 	}}
 	if tty {
 		r.start.Env = append(a.terminalEnv(), env...)
+	}
+	if o.session != "" {
+		return a.runInSession(ctx, c, r, o.session)
 	}
 	return a.runRemote(ctx, c, r)
 }

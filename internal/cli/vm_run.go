@@ -31,6 +31,7 @@ type vmRunOptions struct {
 	rm, detach bool
 	force      bool   // delete without a question
 	path       string // empty for none
+	session    string // empty for none
 	command    []string
 }
 
@@ -55,6 +56,7 @@ before commits go with it that were not pulled.`,
   banger vm run --name web --cpus 2 --memory 1GiB --disk 30GiB --image debian-bookworm -e KEY=VALUE --detach
   banger vm run -p 8080:80 -p 127.0.0.1:5353:53/udp ./repo -- make serve
   banger vm run --host-port 5432 ./repo -- make test
+  banger vm run --session work ./repo
   banger vm run --rm --kernel mine -- uname -r`,
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 			if len(args) == 0 && cmd.ArgsLenAtDash() < 0 {
@@ -75,6 +77,7 @@ before commits go with it that were not pulled.`,
 	cmd.Flags().BoolVar(&o.rm, "rm", false, "delete the VM when the command has ended; with --detach, when the VM stops")
 	cmd.Flags().BoolVarP(&o.detach, "detach", "d", false, "leave the VM, and the command, running; print the VM's name")
 	cmd.Flags().BoolVarP(&o.force, "force", "f", false, "with --rm: also with commits that were not pulled, without a question")
+	sessionFlag(cmd, &o.session)
 	o.wait = waitFlag(cmd)
 	return cmd
 }
@@ -88,6 +91,9 @@ func (o *vmRunOptions) parse(dash int, args []string) error {
 	switch {
 	case dash >= 0 && len(o.command) == 0:
 		return usagef("leave out --", "there is no command behind --")
+	case o.session != "" && o.rm && !o.detach:
+		return usagef("leave out --rm, or give --detach as well: the VM then goes when it stops",
+			"--rm deletes the VM when its command has ended, and with --session that goes on after you left")
 	case len(paths) > 1:
 		fixed := append([]string{"banger", "vm", "run", "--"}, paths...)
 		if isDir(paths[0]) {
@@ -157,6 +163,9 @@ func runVMRun(ctx context.Context, a *App, o *vmRunOptions) error {
 // run runs the command.
 func (r *run) run(ctx context.Context) error {
 	rem := r.remote()
+	if r.opts.session != "" {
+		return r.app.runInSession(ctx, r.client, rem, r.opts.session)
+	}
 	if r.asks {
 		in, err := takeSeat(r.app.In)
 		if err != nil {
@@ -335,8 +344,15 @@ func (r *run) remote() remote {
 
 // leave starts the command, if there is one, and leaves it and the VM running.
 func (r *run) leave(ctx context.Context) error {
-	if len(r.opts.command) > 0 {
-		rem := r.remote()
+	if rem := r.remote(); r.opts.session != "" {
+		req := api.StartSession{Name: r.opts.session, Command: rem.start.Argv, Dir: rem.start.Dir, User: rem.start.User, Stdin: wire.SessionNone}
+		if len(req.Command) == 0 {
+			req.Stdin = wire.SessionPTY // for a shell that somebody comes to
+		}
+		if _, err := startSession(ctx, r.client, r.vm.Name, req); err != nil {
+			return r.abandon(ctx, err)
+		}
+	} else if len(r.opts.command) > 0 {
 		rem.start.Detach, rem.start.NoStdin, rem.stdin = true, true, false
 		if err := r.app.runRemote(ctx, r.client, rem); err != nil {
 			return r.abandon(ctx, err)

@@ -20,6 +20,9 @@ const (
 
 // finish ends a run whose command has ended, or is lost.
 func (r *run) finish(ctx context.Context, err error) error {
+	if errors.As(err, new(detachedError)) {
+		return err
+	}
 	shell := r.tty && len(r.opts.command) == 0
 	gone := false
 	if shell && !r.opts.rm && hungUp(err) {

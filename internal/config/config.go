@@ -69,6 +69,11 @@ type Config struct {
 	DefaultCPUs int
 	// DefaultMemory and DefaultDisk are sizes such as "2GiB".
 	DefaultMemory, DefaultDisk string
+	// SessionLogSize, such as "16MiB", and SessionLogFiles bound the log of a session: so many files of that size.
+	SessionLogSize  string
+	SessionLogFiles int
+	// DetachKey is the key that leaves a session: "ctrl-" and a letter or one of @ [ \ ] ^ _, or "none".
+	DetachKey string
 
 	path string
 }
@@ -96,6 +101,9 @@ func Default() Config {
 		AllowPrivateNetworks: true,
 		DefaultMemory:        "2GiB",
 		DefaultDisk:          "20GiB",
+		SessionLogSize:       "16MiB",
+		SessionLogFiles:      2,
+		DetachKey:            `ctrl-\`,
 	}
 }
 

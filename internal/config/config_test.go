@@ -54,6 +54,9 @@ image_catalog = ["https://example.org/c.toml#sha256=E3B0C44298fc1c149afbf4c8996f
 default_cpus = 8
 default_memory = "512MiB"
 default_disk = "2T"
+session_log_size = "1GiB"
+session_log_files = 16
+detach_key = "ctrl-]"
 
 [[file_sync]]
 host = "~/.netrc"
@@ -80,6 +83,7 @@ func TestEverything(t *testing.T) {
 		Engine: "qemu", Jail: "on", Network: "bridge", HostPorts: []uint16{5432, 65535}, DebianMirror: "https://mirror.example/debian",
 		ImageCatalog: []string{"https://example.org/c.toml#sha256=e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "/home/me/catalog.toml"},
 		DefaultCPUs:  8, DefaultMemory: "512MiB", DefaultDisk: "2T",
+		SessionLogSize: "1GiB", SessionLogFiles: 16, DetachKey: "ctrl-]",
 	}
 	if diff := cmp.Diff(want, c, ignore); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -111,6 +115,7 @@ func TestView(t *testing.T) {
  "default_dns": [],
  "default_image_name": "debian-bookworm",
  "default_memory": "2GiB",
+ "detach_key": "ctrl-\\",
  "engine": "auto",
  "file_sync": [],
  "firecracker_bin": "",
@@ -119,6 +124,8 @@ func TestView(t *testing.T) {
  "jail": "auto",
  "network": "user",
  "qemu_bin": "",
+ "session_log_files": 2,
+ "session_log_size": "16MiB",
  "ssh_key_path": "",
  "tap_pool_size": 32,
  "web_listen_addr": "127.0.0.1:7777"
@@ -160,6 +167,11 @@ func TestMistakes(t *testing.T) {
 		{"default_memory = \"200000KiB\"", `default_memory: "200000KiB" is not a whole number of MiB`},
 		{"default_disk = \"1023MiB\"", `default_disk: "1023MiB" is less than 1GiB`},
 		{"default_disk = \"-1GiB\"", `default_disk: size "-1GiB"`},
+		{"session_log_size = \"1023KiB\"", `session_log_size: "1023KiB" is less than 1MiB`},
+		{"session_log_size = \"1025MiB\"", `session_log_size: "1025MiB" is more than 1GiB`},
+		{"session_log_files = 1", `session_log_files: 1 is not between 2 and 16`},
+		{"detach_key = \"ctrl-1\"", `detach_key: "ctrl-1" is not a key: write "ctrl-" and a letter`},
+		{"detach_key = \"q\"", `detach_key: "q" is not a key`},
 		{"ssh_key_path = \"id\"", `ssh_key_path: "id" is not an absolute path`},
 		{"qemu_bin = \"~root/qemu\"", `only ~/ is expanded`},
 		{"qemu_bin = \"/a\\u0000b\"", `control characters`},

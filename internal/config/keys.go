@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"git.thaloco.com/thaloco/banger/internal/disk"
+	"git.thaloco.com/thaloco/banger/internal/guest/journal"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 )
 
@@ -42,6 +43,9 @@ func keys() []key {
 			get: func(c Config) any { return c.CPUs(false) }},
 		text("default_memory", func(c *Config) *string { return &c.DefaultMemory }, sizeOf(vmm.MinMemoryMiB<<20)),
 		text("default_disk", func(c *Config) *string { return &c.DefaultDisk }, sizeOf(disk.MinBytes)),
+		text("session_log_size", func(c *Config) *string { return &c.SessionLogSize }, sessionLogSize),
+		integer("session_log_files", journal.MinSegments, journal.MaxSegments, func(c *Config) *int { return &c.SessionLogFiles }),
+		text("detach_key", func(c *Config) *string { return &c.DetachKey }, checkDetachKey),
 	}
 }
 

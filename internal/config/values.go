@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"git.thaloco.com/thaloco/banger/internal/disk"
+	"git.thaloco.com/thaloco/banger/internal/guest/journal"
 	"git.thaloco.com/thaloco/banger/internal/suggest"
 
 	"github.com/pelletier/go-toml/v2"
@@ -160,6 +161,37 @@ func sizeOf(least int64) func(string) error {
 		}
 		return nil
 	}
+}
+
+// sessionLogSize accepts what a log file of a session may have.
+func sessionLogSize(s string) error {
+	if err := sizeOf(1 << 20)(s); err != nil {
+		return err
+	}
+	if n, err := disk.ParseSize(s); err != nil || n > journal.MaxSegment {
+		return fmt.Errorf("%q is more than %s", s, disk.FormatSize(journal.MaxSegment))
+	}
+	return nil
+}
+
+// checkDetachKey accepts a key and "none".
+func checkDetachKey(s string) error {
+	if _, ok := DetachByte(s); !ok && s != "none" {
+		return fmt.Errorf(`%q is not a key: write "ctrl-" and a letter or one of @ [ \ ] ^ _, or "none"`, s)
+	}
+	return nil
+}
+
+// DetachByte is what a terminal sends for the key of that name, such as "ctrl-a"; false where it is none.
+func DetachByte(name string) (byte, bool) {
+	key, ok := strings.CutPrefix(strings.ToLower(name), "ctrl-")
+	if !ok || len(key) != 1 {
+		return 0, false
+	}
+	if c := key[0]; c >= 'a' && c <= 'z' || strings.IndexByte(`@[\]^_`, c) >= 0 {
+		return c & 0x1f, true
+	}
+	return 0, false
 }
 
 func parseCIDR(s string) (netip.Prefix, error) {

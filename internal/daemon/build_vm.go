@@ -106,4 +106,6 @@ func (b *buildVM) Root(ctx context.Context, w io.Writer) (api.FilesResult, error
 }
 
 // Remove implements image.BuildVM.
-func (b *buildVM) Remove(ctx context.Context) error { return deleted(b.vms.Delete(ctx, b.id, api.DeleteVM{Force: true})) }
+func (b *buildVM) Remove(ctx context.Context) error {
+	return deleted(b.vms.Delete(ctx, b.id, api.DeleteVM{Force: true}))
+}

@@ -140,7 +140,8 @@ func (d *Daemon) wire() error {
 	}
 	defMem, errMem := disk.ParseSize(d.settings.DefaultMemory)
 	defDisk, errDisk := disk.ParseSize(d.settings.DefaultDisk)
-	if err := errors.Join(errMem, errDisk); err != nil {
+	logSize, errLog := disk.ParseSize(d.settings.SessionLogSize)
+	if err := errors.Join(errMem, errDisk, errLog); err != nil {
 		return fmt.Errorf("read the configuration: %w", err)
 	}
 	if d.network, err = newNetwork(d.settings, d.db, d.log); err != nil {
@@ -151,7 +152,8 @@ func (d *Daemon) wire() error {
 	d.vms = vm.New(vm.Config{Records: d.db, Supplies: sup, Engine: sup.engine, Network: d.network,
 		Defaults: vm.Defaults{Image: d.settings.DefaultImageName, CPUs: d.settings.CPUs,
 			MemoryBytes: defMem, DiskBytes: defDisk},
-		Paths: d.cfg.Paths, Log: d.log, PreviewURL: d.web.url, FileSync: fileSync(d.settings),
+		Sessions: vm.SessionLimits{Bytes: logSize, Files: d.settings.SessionLogFiles},
+		Paths:    d.cfg.Paths, Log: d.log, PreviewURL: d.web.url, FileSync: fileSync(d.settings),
 		Host: vm.Host{CPUs: runtime.NumCPU(), MemoryBytes: mem, Home: d.cfg.Getenv("HOME"), OwnerGone: ownerGone, Now: time.Now,
 			SSHKey: func() (sshkeys.UserKey, error) { return sshkeys.User(d.settings.SSHKeyPath, d.cfg.Paths.SSHKey()) }}})
 	sup.images.vms = d.vms

@@ -27,7 +27,7 @@ var floor = map[string]int{
 	"internal/operation": 55, "internal/config": 55, "internal/guest/agent": 55,
 	"internal/vmm/qemu": 50, "internal/vmm/firecracker": 50, "internal/vmm/firecracker/release": 48, "internal/vmm/jail": 45, "internal/vmm/confine": 40, "internal/vmm/probe": 50,
 	"internal/vmm/firecracker/fakefc": 95, "internal/vmm/firecracker/fakefc/program": 100, "internal/vmm/firecracker/fakefc/vhostvsock": 45, "internal/vmm/fakejailer": 95, "internal/vmm/fakejailer/program": 100, "internal/store": 50, "internal/deb": 50, "internal/hostfiles": 50, "internal/filesync": 50, "internal/quarantine": 50,
-	"internal/guest/guestapi": 45, "internal/guest/sshd": 46,
+	"internal/guest/guestapi": 45, "internal/guest/session": 43, "internal/guest/journal": 20, "internal/guest/sshd": 46,
 	"internal/network/user": 52, "internal/network/dns": 50, "internal/network/egress": 50, "internal/network/nettest": 49,
 	"internal/network/bridge": 52, "internal/network/tap": 20, "internal/network/gateway": 52, "internal/forward": 53, "internal/hostports": 20, "internal/hostports/hostportstest": 5, "internal/preview": 75, "internal/guest/tunnel": 40,
 	"internal/doctor": 62, "internal/sshkeys": 50,

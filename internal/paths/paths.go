@@ -3,6 +3,7 @@
 package paths
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -100,6 +101,23 @@ func (p Paths) DaemonLog() string { return filepath.Join(p.State, "bangerd.log")
 
 // Socket is the API's socket.
 func (p Paths) Socket() string { return filepath.Join(p.Runtime, "bangerd.sock") }
+
+// Sessions holds a socket per session that runs.
+func (p Paths) Sessions() string { return filepath.Join(p.Runtime, "sessions") }
+
+// maxSocketPath is the longest path of a unix socket, in bytes.
+const maxSocketPath = 107
+
+// SessionSocket leads to a session of the VM with that id. It has the session's name where a unix socket's path has room for it, and a digest of
+// it otherwise.
+func (p Paths) SessionSocket(vm, session string) string {
+	path := filepath.Join(p.Sessions(), fmt.Sprintf("%.8s-%s.sock", vm, session))
+	if len(path) <= maxSocketPath {
+		return path
+	}
+	sum := sha256.Sum256([]byte(session))
+	return filepath.Join(p.Sessions(), fmt.Sprintf("%.8s-%x.sock", vm, sum[:6]))
+}
 
 // VMs holds a directory per VM.
 func (p Paths) VMs() string { return filepath.Join(p.State, "vms") }

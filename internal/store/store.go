@@ -2,7 +2,7 @@
 // images, kernels, operations and events. Unique names and "what is in use
 // cannot be deleted" are constraints of its schema, not checks of its code.
 //
-// The files divide it by noun: vms.go, content.go (what images and kernels
+// The files divide it by noun: vms.go, sessions.go, content.go (what images and kernels
 // have in common) with images.go and kernels.go, operations.go, events.go;
 // store.go opens, checks and migrates the database.
 //

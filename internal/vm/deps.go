@@ -20,6 +20,11 @@ type Records interface {
 	VMs(ctx context.Context) ([]store.VM, error)
 	DeleteVM(ctx context.Context, id string) error
 	AddEvent(ctx context.Context, ev api.Event) (api.Event, error)
+	InsertSession(ctx context.Context, v store.Session) error
+	UpdateSession(ctx context.Context, vm, name string, change func(*store.Session) error) (store.Session, error)
+	Session(ctx context.Context, vm, name string) (store.Session, error)
+	Sessions(ctx context.Context, vm string) ([]store.Session, error)
+	DeleteSession(ctx context.Context, vm, name string) error
 }
 
 // Image is a local image: its record and its file.

@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httputil"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -59,6 +61,11 @@ type fakeEngine struct {
 	takeErr *api.Error
 	// dialled is what a dial of wire.PortDial gets; nil for a refusal.
 	dialled func() (net.Conn, error)
+	// dialGuest reaches guests in which commands run, and bootGuest restarts them; nil where there are none.
+	dialGuest func(port uint32) (net.Conn, error)
+	bootGuest func()
+	// unreachable guests are not reached by dialGuest.
+	unreachable atomic.Bool
 	// reset gets a token whenever a guest resets its connections; nil for guests that cannot.
 	reset chan struct{}
 }
@@ -184,6 +191,9 @@ func (m *fakeMachine) Dial(_ context.Context, port uint32) (net.Conn, error) {
 	if port == wire.PortDial && m.engine.dialled != nil {
 		return m.engine.dialled()
 	}
+	if m.engine.dialGuest != nil && port == wire.PortExec {
+		return m.engine.dialGuest(port)
+	}
 	if port != wire.PortAPI {
 		return nil, vmm.ErrRefused
 	}
@@ -204,6 +214,10 @@ func (m *fakeMachine) Dial(_ context.Context, port uint32) (net.Conn, error) {
 		_ = json.NewEncoder(w).Encode(guestapi.Stats{CPUs: 3, UptimeSeconds: 7, CPU: guestapi.CPUTimes{User: 2, System: 1, Idle: 9}, Disk: guestapi.Disk{TotalBytes: 10, FreeBytes: 4}})
 	})
 	mux.HandleFunc("PUT /v1/files", m.engine.take)
+	if m.engine.dialGuest != nil {
+		mux.Handle("/v1/sessions", m.guestProxy())
+		mux.Handle("/v1/sessions/", m.guestProxy())
+	}
 	mux.HandleFunc("POST /v1/sync", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	if m.engine.reset != nil {
 		mux.HandleFunc("POST /v1/connections/reset", func(w http.ResponseWriter, _ *http.Request) {
@@ -221,6 +235,17 @@ func (m *fakeMachine) Dial(_ context.Context, port uint32) (net.Conn, error) {
 	})
 	go func() { _ = http.Serve(&oneConn{c: far, done: make(chan struct{})}, mux) }()
 	return near, nil
+}
+
+// guestProxy hands requests on to the guest in which commands run.
+func (m *fakeMachine) guestProxy() http.Handler {
+	return &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = "http", "guest" },
+		Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) {
+			return m.engine.dialGuest(wire.PortAPI)
+		}},
+		ErrorLog: log.New(io.Discard, "", 0),
+	}
 }
 
 // take is a guest that is given files.

@@ -53,6 +53,7 @@ func (s *Service) recoverStopped(ctx context.Context, rec store.VM) error {
 	if err := s.killStray(ctx, s.cfg.Paths.VM(rec.ID)); err != nil {
 		return err
 	}
+	s.endSessions(rec.ID, reasonUnseen)
 	if rec.RemoveOnExit && rec.Owner == nil && rec.StartedAt != nil && removable(rec) {
 		return s.remove(ctx, rec)
 	}
@@ -97,6 +98,7 @@ func (s *Service) reattach(ctx context.Context, rec store.VM) error {
 		if err != nil {
 			return err
 		}
+		s.endSessions(rec.ID, sessionReason(end))
 		return s.recoverStopped(ctx, rec)
 	default:
 		return err

@@ -6,7 +6,8 @@
 // and delete.go a verb each, watch.go follows running VMs, recover.go is the start
 // after a stop or a crash, guest.go what goes on inside a running VM,
 // ssh.go how ssh gets there, ports.go what listens there and how it is reached, forwards.go the
-// ports of the host that lead there.
+// ports of the host that lead there; sessions.go has sessions, session_watch.go keeps their records true, session_socket.go leads to
+// them from the host, session_logs.go has what they printed.
 package vm
 
 import (
@@ -43,6 +44,8 @@ type Config struct {
 	Paths    paths.Paths
 	Log      *slog.Logger
 	Host     Host
+	// Sessions bound the logs of sessions.
+	Sessions SessionLimits
 	// FileSync is what every new VM gets; may be empty.
 	FileSync []filesync.Entry
 	// PreviewURL is where a browser on the host reaches a TCP port of a VM, empty where it cannot; nil for nowhere.
@@ -76,7 +79,11 @@ type Service struct {
 	locks map[string]chan struct{}
 	live  map[string]*live
 	subs  map[chan api.Event]struct{}
+	// starting counts the starts of sessions that are under way, by VM and name; sessionChange is closed and replaced when a session has ended.
+	starting      map[[2]string]int
+	sessionChange chan struct{}
 
+	sockets    sessionSockets
 	knownHosts sync.Mutex // held while the file of known hosts is brought up to date
 
 	forwards *forward.Service
@@ -96,6 +103,8 @@ type live struct {
 	firstBoot sync.Mutex
 	// ending is closed when the watcher has seen the end, unplugged once the VM joins the network no more, ended when the end is recorded.
 	ending, unplugged, ended chan struct{}
+	// sessions gets a token when the VM's sessions are to be looked at, unfollowed is closed when nobody does any more.
+	sessions, unfollowed chan struct{}
 
 	mu     sync.Mutex // guards status and change
 	status vmm.Status
@@ -106,7 +115,8 @@ type live struct {
 func New(cfg Config) *Service {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Service{cfg: cfg, ctx: ctx, cancel: cancel, forwards: forward.New(forward.Config{Log: cfg.Log}),
-		locks: map[string]chan struct{}{}, live: map[string]*live{}, subs: map[chan api.Event]struct{}{}}
+		locks: map[string]chan struct{}{}, live: map[string]*live{}, subs: map[chan api.Event]struct{}{},
+		starting: map[[2]string]int{}, sessionChange: make(chan struct{}), sockets: sessionSockets{open: map[[2]string]*sessionSocket{}}}
 	s.dialPort = s.beginPort
 	return s
 }

@@ -17,11 +17,13 @@ func (s *Service) watch(rec store.VM, m vmm.Machine) *live {
 	if first.Phase == vmm.PhaseEnded {
 		first.Phase = vmm.PhaseRunning
 	}
-	l := &live{machine: m, status: first, ending: make(chan struct{}), unplugged: make(chan struct{}), ended: make(chan struct{}), change: make(chan struct{})}
+	l := &live{machine: m, status: first, ending: make(chan struct{}), unplugged: make(chan struct{}), ended: make(chan struct{}), change: make(chan struct{}),
+		sessions: make(chan struct{}, 1), unfollowed: make(chan struct{})}
 	s.mu.Lock()
 	s.live[rec.ID] = l
 	s.mu.Unlock()
 	s.tasks.Go(func() { s.follow(rec.ID, rec.Name, l) })
+	s.tasks.Go(func() { s.followSessions(rec, l) })
 	s.plug(rec, l)
 	return l
 }
@@ -52,6 +54,8 @@ func (s *Service) follow(id, name string, l *live) {
 func (s *Service) finish(id, name string, l *live, st vmm.Status) {
 	close(l.ending)
 	<-l.unplugged
+	<-l.unfollowed
+	s.endSessions(id, sessionReason(st.End))
 	s.cfg.Network.Detach(id) // before another start may join
 	s.forwards.Close(id)     // before another start may open them
 	s.mu.Lock()

@@ -25,6 +25,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/buildinfo"
 	"git.thaloco.com/thaloco/banger/internal/guest/guestapi"
 	"git.thaloco.com/thaloco/banger/internal/guest/process"
+	"git.thaloco.com/thaloco/banger/internal/guest/session"
 	"git.thaloco.com/thaloco/banger/internal/guest/tunnel"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 )
@@ -45,6 +46,7 @@ type agent struct {
 	book     *logbook
 	call     *caller
 	procs    *process.Manager
+	sessions *session.Sessions // nil where their directory cannot be used
 	apiConns chan net.Conn
 	ssh      sshServer
 	tunnels  tunnel.Server
@@ -114,7 +116,8 @@ func newAgent(h handover) *agent {
 	if n := a.id.Network; n != nil && n.Device == wire.DeviceTAP {
 		a.tap = newTAP(a.call.currentToken, a.log)
 	}
-	a.procs = process.NewManager(process.Config{Log: a.log, Defaults: a.defaults, Started: started})
+	a.procs = process.NewManager(process.Config{Log: a.log, Defaults: a.defaults, Started: started, Session: a.serveSession})
+	a.openSessions()
 	return a
 }
 

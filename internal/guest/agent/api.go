@@ -18,6 +18,7 @@ import (
 func (a *agent) handler() http.Handler {
 	return guestapi.Handler(guestapi.Config{
 		Processes: a.procs,
+		Sessions:  a.sessions,
 		State:     a.state,
 		Shutdown:  a.shutdown,
 		End:       a.end,

@@ -32,10 +32,14 @@ type conn struct {
 	writing bool      // a Write to Stdout or Stderr is under way
 	collect bool
 	closing bool
+	leaving bool // FrameDetach is to be sent
+	left    bool // it is with what is sent next
+	// sender is closed when nothing more is sent.
+	sender chan struct{}
 }
 
 func newConn(r *run, nc net.Conn) *conn {
-	return &conn{r: r, nc: nc, news: sync.NewCond(&r.mu), first: [2]bool{true, true}}
+	return &conn{r: r, nc: nc, news: sync.NewCond(&r.mu), first: [2]bool{true, true}, sender: make(chan struct{})}
 }
 
 // close ends the connection; it tells whether a Write to an output is under way.
@@ -63,19 +67,24 @@ func (c *conn) serve() (wire.ExecExit, error) {
 		return wire.ExecExit{}, nil
 	}
 	_ = c.nc.SetDeadline(time.Time{})
-	sender := make(chan struct{})
 	go func() {
-		defer close(sender)
+		defer close(c.sender)
 		c.send()
 	}()
 	exit, err := c.receive(fr)
-	if err != nil {
+	if err != nil && c.sentAll() {
+		err = nil
+		c.close()
+	} else if err != nil {
+		if r := c.r; r.opts.Session != nil && r.brokenOutput() != nil {
+			c.detach()
+		}
 		c.close()
 	} else {
 		c.r.post(func() { c.collect = true })
 		_ = c.nc.SetWriteDeadline(time.Now().Add(lastWordTimeout))
 	}
-	<-sender
+	<-c.sender
 	return exit, err
 }
 
@@ -85,7 +94,7 @@ func (c *conn) greet(fr *wire.FrameReader) error {
 	w := wire.NewFrameWriter(c.nc)
 	var err error
 	if r.attached {
-		err = w.JSON(wire.FrameAttach, wire.ExecAttach{Version: wire.Version, ID: r.id, Stdout: r.got[0], Stderr: r.got[1]})
+		err = w.JSON(wire.FrameAttach, wire.ExecAttach{Version: wire.Version, ID: r.id, Stdout: r.got[0], Stderr: r.got[1], Session: r.sessionAttach()})
 	} else {
 		err = w.JSON(wire.FrameStart, r.opts.Start)
 		r.attached, r.tried, r.retried = true, true, r.tried
@@ -123,9 +132,15 @@ func (c *conn) begin(s wire.ExecStarted) error {
 		return wire.Violation("started %.40q instead of %q", s.ID, r.id)
 	}
 	first := !r.started
+	if err := c.beginSession(s); err != nil {
+		return err
+	}
 	r.mu.Lock()
-	if first && r.opts.AttachID != "" && s.Received < 1<<62 {
+	if first && (r.opts.AttachID != "" || r.opts.Session != nil) && s.Received < 1<<62 {
 		r.in = wire.NewRing(s.Received, wire.StdinWindow)
+	}
+	if r.readOnly {
+		s.Received, s.Stdin = r.in.End(), r.in.End()
 	}
 	if s.Received < r.in.Base() || s.Received > r.in.End() || s.Stdin > s.Received {
 		r.mu.Unlock()
@@ -152,6 +167,7 @@ func (c *conn) begin(s wire.ExecStarted) error {
 
 // receive handles the agent's frames until the exit.
 func (c *conn) receive(fr *wire.FrameReader) (exit wire.ExecExit, err error) {
+	r := c.r
 	for {
 		f, err := fr.ReadFrame()
 		if err != nil {
@@ -159,7 +175,12 @@ func (c *conn) receive(fr *wire.FrameReader) (exit wire.ExecExit, err error) {
 		}
 		switch f.Type {
 		case wire.FrameStdout, wire.FrameStderr:
-			err = c.deliver(int(f.Type-wire.FrameStdout), f)
+			i := int(f.Type - wire.FrameStdout)
+			if err = c.deliver(i, f); err == nil && r.opts.Session != nil && !fr.Buffered() {
+				c.ack(i)
+			}
+		case wire.FrameGap:
+			err = c.gap(f)
 		case wire.FrameStdinAck:
 			err = c.stdinAck(f)
 		case wire.FrameError:
@@ -205,9 +226,16 @@ func (c *conn) deliver(i int, f wire.Frame) error {
 	defer r.mu.Unlock()
 	c.writing = false
 	r.got[i] = offset + uint64(len(data))
+	if c.leaving {
+		c.news.Signal()
+	}
 	if r.got[i]-c.acked[i] >= ackEvery {
 		c.toAck[i] = r.got[i]
 		c.news.Signal()
+	}
+	if err != nil && r.opts.Session != nil {
+		r.broken = err
+		return err
 	}
 	if err != nil {
 		r.out[i] = io.Discard
@@ -242,7 +270,7 @@ func (c *conn) send() {
 		for !c.closing && !c.fill(w) {
 			c.news.Wait()
 		}
-		closing, collect := c.closing, c.collect
+		closing, collect, left := c.closing, c.collect, c.left
 		c.r.mu.Unlock()
 		if closing {
 			return
@@ -251,7 +279,7 @@ func (c *conn) send() {
 			c.close()
 			return
 		}
-		if collect {
+		if collect || left {
 			return
 		}
 	}
@@ -263,6 +291,11 @@ func (c *conn) fill(w *wire.FrameWriter) bool {
 	if c.collect {
 		_ = w.Bytes(wire.FrameCollect, nil)
 		return true
+	}
+	if r.readOnly {
+		r.in.Ack(r.in.End())
+		r.room.Signal()
+		c.sent, r.signals, r.size = r.in.End(), nil, nil
 	}
 	for _, name := range r.signals {
 		_ = w.Bytes(wire.FrameSignal, []byte(name))
@@ -281,11 +314,11 @@ func (c *conn) fill(w *wire.FrameWriter) bool {
 	if n := int(min(r.in.End()-c.sent, wire.MaxChunk)); n > 0 {
 		r.in.CopyAt(w.Chunk(wire.FrameStdin, c.sent, n), c.sent)
 		c.sent += uint64(n)
-	} else if r.inEOF && !c.sentEOF {
+	} else if r.inEOF && !c.sentEOF && !r.readOnly && !r.keepsOpen() {
 		w.Offset(wire.FrameStdinEOF, c.sent)
 		c.sentEOF = true
 	}
-	return w.Buffered() > 0
+	return c.fillDetach(w) || w.Buffered() > 0
 }
 
 // execError decodes a FrameError; its text is cut to a few lines.

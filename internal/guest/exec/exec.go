@@ -42,6 +42,8 @@ type Options struct {
 	Start wire.ExecStart
 	// AttachID attaches to a command that was started before, instead of Start.
 	AttachID string
+	// Session attaches to a session instead; nil for a command. AttachID, where it is not empty, is then the id of the attachment.
+	Session *Session
 	// Stdin is read until its end; nil for a command without one. A Read that blocks does not
 	// hold up the end of Run; its goroutine then stays until the Read returns, and what it read is lost.
 	Stdin io.Reader
@@ -57,6 +59,25 @@ type Options struct {
 	OnState func(State, error)
 	// OnStarted is told id and pid once, when the command runs; may be nil.
 	OnStarted func(wire.ExecStarted)
+	// OnReadOnly is told once that an attachment to a session that asked to write only reads, from its beginning or after
+	// it had lost its connection; may be nil.
+	OnReadOnly func()
+	// OnDropped is told of output of a session (0 stdout, 1 stderr) that is lost at this place; may be nil. It must not block.
+	OnDropped func(stream int, bytes uint64)
+}
+
+// Session says how to attach to a session. Ending the context of Run, or the failure of an output, detaches: the session goes on.
+type Session struct {
+	Name string
+	// Write asks for stdin, and then output waits for this client as that of a command does.
+	Write bool
+	// Tail is as wire.SessionAttach.Tail.
+	Tail int64
+	// KeepOpen: the end of Stdin does not end the session's.
+	KeepOpen bool
+	// SendOnly: Run sends Stdin and returns when the agent has it. Where it cannot, the error is a *wire.ExecError: ExecTakenOver
+	// where another client writes, ExecInvalid where nothing is taken.
+	SendOnly bool
 }
 
 // LostError says that the connection to a command is lost for good. The command may still run: who

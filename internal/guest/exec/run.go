@@ -32,6 +32,7 @@ type run struct {
 	retried  bool      // more than one was
 	attached bool      // the next connection attaches instead of starting
 	got      [2]uint64 // of stdout and stderr, delivered
+	readOnly bool      // of a session: what Stdin has is thrown away
 	out      [2]io.Writer
 
 	mu      sync.Mutex // guards what follows
@@ -53,7 +54,7 @@ func newRun(opts Options) *run {
 	if r.id == "" {
 		r.id = NewID()
 	}
-	r.attached = opts.AttachID != ""
+	r.attached = opts.AttachID != "" || opts.Session != nil
 	r.opts.Start.Version, r.opts.Start.ID = wire.Version, r.id
 	if opts.Stdin == nil && !r.attached {
 		r.opts.Start.NoStdin = true
@@ -135,6 +136,7 @@ func (r *run) once(ctx context.Context) (exit wire.ExecExit, progress bool, err 
 			return exit, false, r.brokenOutput() // the other output blocks
 		}
 	case <-ctx.Done():
+		c.detach()
 		if c.close() {
 			// A Write to Stdout or Stderr blocks, perhaps for ever: whoever ended ctx does not wait for it.
 			return exit, false, context.Cause(ctx)
@@ -148,7 +150,7 @@ func (r *run) once(ctx context.Context) (exit wire.ExecExit, progress bool, err 
 // it arrived, attach and start take turns until one of them fits.
 func (r *run) turn(err error) error {
 	switch {
-	case r.started || r.opts.AttachID != "":
+	case r.started || r.opts.AttachID != "" || r.opts.Session != nil:
 	case isExec(err, wire.ExecNoProcess):
 		r.attached = false
 		return errRetry

@@ -5,7 +5,8 @@
 // The guest is hostile: the client bounds every answer, honours its context, and believes no
 // kind of error that would say something about the host.
 //
-// handler.go holds the routes, files.go those of files on both sides, trees.go those of trees of files, proc.go and ports.go what they read from /proc, client.go the client.
+// handler.go holds the routes, files.go, trees.go and sessions.go those of files, trees of files and sessions on both sides, proc.go and ports.go what they read from /proc,
+// client.go the client.
 package guestapi
 
 import (

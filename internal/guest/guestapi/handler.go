@@ -15,6 +15,7 @@ import (
 	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/guest/files"
 	"git.thaloco.com/thaloco/banger/internal/guest/process"
+	"git.thaloco.com/thaloco/banger/internal/guest/session"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 )
 
@@ -50,6 +51,8 @@ type Config struct {
 	Root func(ctx context.Context, w io.Writer, clean bool) (files.Result, error)
 	// Started is called with the pid of every program the API runs that is not one of Processes; may be nil.
 	Started func(pid int)
+	// Sessions are those of the guest.
+	Sessions *session.Sessions
 	// DataDir is a directory on the data file system; empty for /.
 	DataDir string
 	// Log receives failures of the agent's own; nil for none.
@@ -76,6 +79,11 @@ func Handler(cfg Config) http.Handler {
 		"GET /v1/processes":                  s.processes,
 		"POST /v1/processes/{id}/owner-gone": s.ownerGone,
 		"POST /v1/processes/{id}/signal":     s.signal,
+		"GET /v1/sessions":                   s.listSessions,
+		"POST /v1/sessions":                  s.startSession,
+		"POST /v1/sessions/{name}/signal":    s.signalSession,
+		"DELETE /v1/sessions/{name}":         s.removeSession,
+		"GET /v1/sessions/{name}/log":        s.sessionLog,
 		"PUT /v1/files":                      s.putFiles,
 		"GET /v1/files":                      s.getFiles,
 		"GET /v1/root":                       s.getRoot,
@@ -134,8 +142,10 @@ func reply(w http.ResponseWriter, status int, v any) {
 func asError(err error) *api.Error {
 	var x *wire.ExecError
 	switch {
-	case errors.As(err, &x) && x.Code == wire.ExecNoProcess:
+	case errors.As(err, &x) && (x.Code == wire.ExecNoProcess || x.Code == wire.ExecNoSession):
 		return api.Errorf(api.KindNotFound, "%w", err)
+	case errors.As(err, &x) && x.Code == wire.ExecExists:
+		return api.Errorf(api.KindConflict, "%w", err)
 	case errors.As(err, &x):
 		return api.Errorf(api.KindInvalid, "%w", err)
 	case errors.Is(err, fs.ErrNotExist):

@@ -61,6 +61,9 @@ type Config struct {
 	DrainIdle time.Duration
 	// MaxProcesses and MaxEnded bound how many run and how many ended ones are kept; 0 for wire's.
 	MaxProcesses, MaxEnded int
+	// Session serves an attachment to a session, until it ends; fr has read its first frame from conn. The error is told the client
+	// where it is a *wire.ExecError. Nil where there are no sessions.
+	Session func(ctx context.Context, req wire.ExecAttach, conn net.Conn, fr *wire.FrameReader) error
 }
 
 // Manager owns the processes of one guest. Its methods may be called from several goroutines.

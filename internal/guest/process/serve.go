@@ -34,6 +34,13 @@ func (m *Manager) Serve(ctx context.Context, conn net.Conn) error {
 		return err
 	}
 	_ = conn.SetReadDeadline(time.Time{})
+	if req, ok := sessionOf(first); ok && m.cfg.Session != nil {
+		err := m.cfg.Session(ctx, req, conn, fr)
+		if errors.As(err, new(*wire.ExecError)) {
+			return refuse(conn, err)
+		}
+		return err
+	}
 	c, err := m.open(first, conn)
 	if err != nil {
 		return refuse(conn, err)
@@ -50,6 +57,13 @@ func (m *Manager) Serve(ctx context.Context, conn net.Conn) error {
 	c.leave(err)
 	<-sent
 	return err
+}
+
+// sessionOf is an attachment to a session, where the first frame of a stream is one in this protocol's version.
+func sessionOf(first wire.Frame) (wire.ExecAttach, bool) {
+	var req wire.ExecAttach
+	ok := first.Type == wire.FrameAttach && first.JSON(&req) == nil && req.Session != nil && req.Version == wire.Version && validID(req.ID)
+	return req, ok
 }
 
 // open starts or finds the process the first frame names, and attaches conn to it. The client is nil

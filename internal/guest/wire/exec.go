@@ -91,6 +91,8 @@ type ExecAttach struct {
 	ID      string `json:"id"`
 	Stdout  uint64 `json:"stdout"`
 	Stderr  uint64 `json:"stderr"`
+	// Session attaches to a session; ID is then that of the attachment. Nil for a process.
+	Session *SessionAttach `json:"session,omitempty"`
 }
 
 // ExecStarted answers a start or an attach.
@@ -104,6 +106,8 @@ type ExecStarted struct {
 	Received uint64 `json:"received"`
 	// StdinEOF: the command's stdin has ended or never was; nothing more is taken.
 	StdinEOF bool `json:"stdin_eof,omitempty"`
+	// ReadOnly: this attachment to a session has no stdin, because another one has or it did not ask.
+	ReadOnly bool `json:"read_only,omitempty"`
 }
 
 // ExecExit is how a process ended.
@@ -126,6 +130,7 @@ const (
 	ExecExists        = "exists"     // start of a known id
 	ExecInvalid       = "invalid"    // the request breaks the protocol or a limit
 	ExecTakenOver     = "taken_over" // a newer attachment has the process now
+	ExecNoSession     = "no_session" // attach to an unknown session
 	ExecFailed        = "failed"
 )
 

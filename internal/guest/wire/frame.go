@@ -57,7 +57,7 @@ func (f Frame) Offset() (uint64, error) {
 	return off, nil
 }
 
-// Ack returns stream (1 stdout, 2 stderr) and offset of a FrameAck.
+// Ack returns stream (1 stdout, 2 stderr) and offset of a FrameAck or FrameGap.
 func (f Frame) Ack() (stream int, offset uint64, err error) {
 	if len(f.Payload) != 9 || f.Payload[0] < 1 || f.Payload[0] > 2 {
 		return 0, 0, Violation("acknowledgement of %d bytes", len(f.Payload))
@@ -228,6 +228,13 @@ func (fw *FrameWriter) Offset(t FrameType, offset uint64) {
 // Ack appends a FrameAck for stream 1 (stdout) or 2 (stderr).
 func (fw *FrameWriter) Ack(stream int, offset uint64) {
 	p := fw.extend(FrameAck, 9)
+	p[0] = byte(stream)
+	binary.BigEndian.PutUint64(p[1:], offset)
+}
+
+// Gap appends a FrameGap for stream 1 (stdout) or 2 (stderr).
+func (fw *FrameWriter) Gap(stream int, offset uint64) {
+	p := fw.extend(FrameGap, 9)
 	p[0] = byte(stream)
 	binary.BigEndian.PutUint64(p[1:], offset)
 }

@@ -32,6 +32,7 @@ func newAPIServer(g *Guest) *apiServer {
 	a := &apiServer{conns: make(chan net.Conn), closed: make(chan struct{})}
 	a.server.Handler = guestapi.Handler(guestapi.Config{
 		Processes: g.procs,
+		Sessions:  g.sessions,
 		State: func() guestapi.State {
 			return guestapi.State{Agent: Version, Init: "none", Mark: api.MarkFull}
 		},

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"git.thaloco.com/thaloco/banger/internal/guest/process"
+	"git.thaloco.com/thaloco/banger/internal/guest/session"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 )
 
@@ -51,11 +52,13 @@ type Config struct {
 type Guest struct {
 	cfg   Config
 	procs *process.Manager
-	api   *apiServer
-	ssh   *sshServer // nil where the guest was given no host key
-	dials *dialServer
-	fifo  *os.File
-	done  sync.WaitGroup
+	// sessions are kept in Config.Dir, so that a guest that starts again there has those of its earlier boots.
+	sessions *session.Sessions
+	api      *apiServer
+	ssh      *sshServer // nil where the guest was given no host key
+	dials    *dialServer
+	fifo     *os.File
+	done     sync.WaitGroup
 }
 
 // New starts a guest.
@@ -83,7 +86,15 @@ func New(cfg Config) (*Guest, error) {
 	g.procs = process.NewManager(process.Config{
 		Log:      cfg.Log,
 		Defaults: func() process.Defaults { return process.Defaults{Env: env, WorkDir: home} },
+		Session: func(ctx context.Context, req wire.ExecAttach, conn net.Conn, fr *wire.FrameReader) error {
+			return g.sessions.Serve(ctx, req, conn, fr)
+		},
 	})
+	if g.sessions, err = openSessions(cfg, g.procs); err != nil {
+		_ = g.procs.Close()
+		_ = g.fifo.Close()
+		return nil, fmt.Errorf("start the fake guest: %w", err)
+	}
 	if cfg.Identity.SSHHostKey != "" {
 		if g.ssh, err = newSSHServer(cfg, g.procs); err != nil {
 			_ = g.procs.Close()
@@ -95,6 +106,22 @@ func New(cfg Config) (*Guest, error) {
 	g.api = newAPIServer(g)
 	g.done.Go(g.readVerbs)
 	return g, nil
+}
+
+func openSessions(cfg Config, procs *process.Manager) (*session.Sessions, error) {
+	path := filepath.Join(cfg.Dir, "sessions")
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, err
+	}
+	dir, err := os.OpenRoot(path)
+	if err != nil {
+		return nil, err
+	}
+	s, err := session.New(session.Config{Dir: dir, Processes: procs, Log: cfg.Log})
+	if err != nil {
+		_ = dir.Close()
+	}
+	return s, err
 }
 
 // makeVerbs writes the programs that end the guest, and the pipe they write to.
@@ -150,6 +177,7 @@ func (g *Guest) Close() {
 	}
 	g.dials.close()
 	_ = g.procs.Close()
+	_ = g.sessions.Close()
 	_ = g.fifo.Close()
 	g.done.Wait()
 }
