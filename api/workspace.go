@@ -143,7 +143,7 @@ type Pull struct {
 	Current string `json:"current,omitempty"`
 	// Uncommitted is how many files differ from the VM's commit, which no ref has.
 	Uncommitted int `json:"uncommitted,omitempty"`
-	// UncommittedUnknown: there are so many files that it was not found out in a second, or the VM's git did not say.
+	// UncommittedUnknown: there are so many files that it was not found out in half a second, or the VM's git did not say.
 	UncommittedUnknown bool `json:"uncommitted_unknown,omitempty"`
 	// Patched is how many files are in the patch; Applied are the files that were changed in the host's directory.
 	Patched int               `json:"patched,omitempty"`

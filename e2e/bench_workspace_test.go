@@ -76,25 +76,43 @@ func BenchmarkWorkspace(b *testing.B) {
 	b.Logf("again %.2f s", again)
 	b.ReportMetric(medianOf(again), "again-s")
 
-	h.inGuest("v", "cd "+at+" && git status >/dev/null")
-	var commits, files []float64
-	for i := range 3 {
-		h.inGuest("v", fmt.Sprintf("cd %s && for f in d?/f* d1?/f*; do echo %d >> $f; done && git commit -qam 'changed %d'", at, i, i))
-		r := h.run("vm", "workspace", "pull", "v", "--guest-path", at)
-		if r.code != 0 {
-			b.Fatal(r.stderr)
+	commits, files := pullChanged(b, h, at)
+	b.ReportMetric(commits, "pull-big-s")
+	b.ReportMetric(files, "pull-apply-big-s")
+	small := h.newWork(b, "small")
+	for d := range 20 {
+		for f := range 50 {
+			small.write(fmt.Sprintf("d%d/f%d", d, f), w.read(fmt.Sprintf("d%d/f%d", d, f)))
 		}
-		commits = append(commits, r.took.Seconds())
-		r = h.run("vm", "workspace", "pull", "v", "--guest-path", at, "--apply")
-		if r.code != 0 {
-			b.Fatal(r.stderr)
-		}
-		files = append(files, r.took.Seconds())
 	}
-	b.Logf("pull %.2f s, with --apply %.2f s", commits, files)
-	b.ReportMetric(medianOf(commits), "pull-s")
-	b.ReportMetric(medianOf(files), "pull-apply-s")
+	small.commit("small")
+	h.ok("vm", "workspace", "prepare", "v", small.dir)
+	commits, files = pullChanged(b, h, "/root/small")
+	b.ReportMetric(commits, "pull-s")
+	b.ReportMetric(files, "pull-apply-s")
 	b.ReportMetric(0, "ns/op")
+}
+
+// pullChanged changes 1,000 files in a VM, commits them and pulls the commit, then applies it.
+func pullChanged(b *testing.B, h *host, at string) (commit, apply float64) {
+	b.Helper()
+	var commits, applies []float64
+	for i := range 5 {
+		h.inGuest("v", fmt.Sprintf("cd %s && for f in d?/f* d1?/f*; do echo %d >> $f; done && git commit -qam 'changed %d' && git status >/dev/null; sync", at, i, i))
+		for _, into := range []*[]float64{&commits, &applies} {
+			args := []string{"vm", "workspace", "pull", "v", "--guest-path", at}
+			if into == &applies {
+				args = append(args, "--apply")
+			}
+			r := h.run(args...)
+			if r.code != 0 {
+				b.Fatal(r.stderr)
+			}
+			*into = append(*into, r.took.Seconds())
+		}
+	}
+	b.Logf("%s: pull %.2f s, with --apply %.2f s", at, commits, applies)
+	return medianOf(commits), medianOf(applies)
 }
 
 // commandLine is banger with this host's environment, for a shell.

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"git.thaloco.com/thaloco/banger/api"
@@ -156,12 +157,13 @@ func (s *Service) PullWorkspace(ctx context.Context, nameOrID string, req api.Pu
 	c.cfg.MaxBytes = cmp.Or(req.MaxBytes, defaultPullBytes)
 	out := api.Pull{}
 	if !req.NoCommits && c.base.Git {
+		look := &look{c: c, wanted: req.Patch == "" && !req.Apply}
+		c.cfg.Received = func() { look.begin(ctx) } // the guest looks while the host checks
 		if out, err = workspace.Pull(ctx, c.cfg, c.guest, c.base); err != nil {
 			return out, fmt.Errorf("pull from vm %q: %w", c.rec.Name, err)
 		}
-		if req.Patch == "" && !req.Apply {
-			c.countUncommitted(ctx, &out)
-		}
+		look.begin(ctx)
+		look.end(&out)
 	}
 	out.WorkspaceCopy = copyOf(c.base)
 	switch {
@@ -179,18 +181,40 @@ func (s *Service) PullWorkspace(ctx context.Context, nameOrID string, req api.Pu
 }
 
 // lookWithin bounds how long a pull looks for what is not committed: in a large work tree of an emulated guest that may take longer than all else.
-const lookWithin = time.Second
+const lookWithin = 500 * time.Millisecond
 
-// countUncommitted says how much of the work in a guest no commit has.
-func (c *copied) countUncommitted(ctx context.Context, out *api.Pull) {
-	ctx, cancel := context.WithTimeout(ctx, lookWithin)
-	defer cancel()
-	modified, untracked, err := workspace.Uncommitted(ctx, c.guest)
-	if err != nil {
-		out.UncommittedUnknown = true
-		return
-	}
-	out.Uncommitted = modified + untracked
+// look finds out how much of the work in a guest no commit has.
+type look struct {
+	c      *copied
+	wanted bool
+	once   sync.Once
+	done   chan struct{}
+	count  int
+	err    error
+}
+
+// begin begins to look, once.
+func (l *look) begin(ctx context.Context) {
+	l.once.Do(func() {
+		l.done = make(chan struct{})
+		if !l.wanted {
+			close(l.done)
+			return
+		}
+		go func() {
+			defer close(l.done)
+			ctx, cancel := context.WithTimeout(ctx, lookWithin)
+			defer cancel()
+			modified, untracked, err := workspace.Uncommitted(ctx, l.c.guest)
+			l.count, l.err = modified+untracked, err
+		}()
+	})
+}
+
+// end waits for what was found, and says it.
+func (l *look) end(out *api.Pull) {
+	<-l.done
+	out.Uncommitted, out.UncommittedUnknown = l.count, l.err != nil
 }
 
 // takeFiles makes a patch of what has changed, or applies it.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"git.thaloco.com/thaloco/banger/api"
@@ -33,7 +34,7 @@ func neutralGit(ctx context.Context, cfg Config, dir, format string) (neutral, e
 func (n neutral) run(ctx context.Context, index string, stdin io.Reader, stdout io.Writer, args ...string) error {
 	argv := append([]string{"git", "-c", "core.hooksPath=/dev/null", "-c", "protocol.allow=never", "-c", "core.looseCompression=0", "-c", "gc.auto=0",
 		"-c", "core.protectHFS=true", "-c", "core.protectNTFS=true", "-c", "core.attributesFile=/dev/null", "-c", "core.quotePath=true"}, args...)
-	env := append(n.env[:len(n.env):len(n.env)], "GIT_DIR="+n.dir)
+	env := append(slices.Clip(n.env), "GIT_DIR="+n.dir)
 	if index != "" {
 		env = append(env, "GIT_INDEX_FILE="+index)
 	}

@@ -24,6 +24,8 @@ type PullConfig struct {
 	// MaxBytes limits what the guest sends of each repository, in bytes.
 	MaxBytes int64
 	Report   progress.Reporter
+	// Received is called when the guest has sent what it has and does nothing any more; may be nil.
+	Received func()
 }
 
 func (c PullConfig) quarantine() quarantine.Config {
@@ -52,7 +54,11 @@ func Pull(ctx context.Context, cfg PullConfig, g Guest, base *Manifest) (api.Pul
 		res, err := quarantine.Pull(ctx, cfg.quarantine(), quarantine.Request{
 			Repo: filepath.Join(base.Root, prefix), VM: cfg.VM, Refs: refs, Shallow: shallow, Have: base.Repos[prefix].ids(), Report: cfg.Report,
 			Pack: func(ctx context.Context, want, have []string, w io.Writer) error {
-				return packInGuest(ctx, g, prefix, want, have, w)
+				err := packInGuest(ctx, g, prefix, gr, want, have, w)
+				if cfg.Received != nil && prefix == "" {
+					cfg.Received()
+				}
+				return err
 			},
 		})
 		if err != nil {
@@ -119,29 +125,41 @@ func guestRefs(ctx context.Context, g Guest, prefix string) (guestRepo, []quaran
 
 // guestShallow are the commits whose parents the guest does not have.
 func guestShallow(ctx context.Context, g Guest, prefix string) ([]string, error) {
-	out := &bounded{limit: maxGuestList}
-	err := g.Git(ctx, prefix, nil, out, "rev-parse", "--is-shallow-repository")
-	if err != nil || line(out.Bytes()) != "true" {
+	whole := true
+	err := g.Hash(ctx, formatSHA1, []string{filepath.Join(prefix, ".git/shallow")}, func(f GuestFile) error {
+		whole = f.Missing
+		return nil
+	})
+	if whole || err != nil {
 		return nil, err
 	}
 	// Commits without parents, of which those that have some on the host are the ones that were cut off.
-	out = &bounded{limit: maxGuestList}
+	out := &bounded{limit: maxGuestList}
 	err = g.Git(ctx, prefix, nil, out, "rev-list", "--max-parents=0", "--all", "HEAD")
 	return slices.DeleteFunc(split(out.Bytes(), "\n"), func(id string) bool { return !isID(id) }), err
 }
 
 // packInGuest lets the guest's git pack what want reaches and have does not, as far as it knows have.
-func packInGuest(ctx context.Context, g Guest, prefix string, want, have []string, w io.Writer) error {
-	known := &bounded{limit: maxGuestList}
-	if len(have) > 0 {
-		err := g.Git(ctx, prefix, strings.NewReader(strings.Join(have, "\n")+"\n"), known, "cat-file", "--batch-check=%(objectname) %(objecttype)")
-		if err != nil {
-			return err
-		}
-	}
+func packInGuest(ctx context.Context, g Guest, prefix string, gr guestRepo, want, have []string, w io.Writer) error {
 	var in strings.Builder
 	for _, id := range want {
 		in.WriteString(id + "\n")
+	}
+	named := slices.Collect(maps.Values(gr.refs))
+	var ask []string
+	for _, id := range have {
+		if slices.Contains(named, id) { // what a ref names is there
+			in.WriteString("^" + id + "\n")
+		} else {
+			ask = append(ask, id)
+		}
+	}
+	known := &bounded{limit: maxGuestList}
+	if len(ask) > 0 {
+		err := g.Git(ctx, prefix, strings.NewReader(strings.Join(ask, "\n")+"\n"), known, "cat-file", "--batch-check=%(objectname) %(objecttype)")
+		if err != nil {
+			return err
+		}
 	}
 	for _, l := range split(known.Bytes(), "\n") {
 		if id, kind, _ := strings.Cut(l, " "); isID(id) && (kind == "commit" || kind == "tag") {
@@ -149,7 +167,7 @@ func packInGuest(ctx context.Context, g Guest, prefix string, want, have []strin
 		}
 	}
 	// Deltas are not looked for: the guest may be emulated, and the pack goes nowhere but to this host.
-	return g.Git(ctx, prefix, strings.NewReader(in.String()), w, "-c", "pack.threads=1", "pack-objects", "--revs", "--stdout", "--thin",
+	return g.Git(ctx, prefix, strings.NewReader(in.String()), w, "-c", "pack.threads=1", "pack-objects", "--revs", "--stdout",
 		"--delta-base-offset", "--window=0", "--compression=1", "--missing=allow-promisor", "-q")
 }
 

@@ -339,9 +339,7 @@ func (u *update) apply(ctx context.Context) (api.Workspace, error) {
 		if err := r.refs(ctx); err != nil {
 			return ws, err
 		}
-		for _, e := range r.files {
-			u.send = append(u.send, e)
-		}
+		u.send = append(u.send, r.files...)
 		u.remove = append(u.remove, r.remove...)
 	}
 	if len(u.remove) > 0 {

@@ -260,8 +260,8 @@ func TestUpdateFollowsCommits(t *testing.T) {
 	// A pack holds only what is new.
 	for _, put := range p.guest.puts {
 		for _, name := range put {
-			if strings.HasSuffix(name, ".pack") {
-				out := h.git(p.guest.dir, "verify-pack", "-v", strings.TrimSuffix(name, ".pack")+".idx")
+			if pack, ok := strings.CutSuffix(name, ".pack"); ok {
+				out := h.git(p.guest.dir, "verify-pack", "-v", pack+".idx")
 				if strings.Count(out, " blob ") > 2 {
 					t.Errorf("%s holds more than is new:\n%s", name, out)
 				}
