@@ -83,6 +83,7 @@ func TestRunAsksBeforeItDeletes(t *testing.T) {
 		question = "banger: vm \"quiet-otter\" has commits that were not pulled:\n  /root/r: refs/heads/x\nbanger: Delete it all the same? [y/N] "
 		stays    = "banger: vm \"quiet-otter\" stays; get its commits: banger vm workspace pull quiet-otter\nbanger: remove it: banger vm delete --force quiet-otter\n"
 		kept     = "quiet-otter running"
+		unknown  = "banger: it is not known whether vm \"quiet-otter\" has commits that were not pulled: an old agent\nbanger: Delete it all the same? [y/N] "
 	)
 	for name, c := range map[string]struct {
 		flags    string
@@ -99,7 +100,8 @@ func TestRunAsksBeforeItDeletes(t *testing.T) {
 		"quiet asks, too": {"-q", "n\n", true, nil, question + stays, kept},
 		"forced":          {"--force", "n\n", true, nil, "", ""},
 		"nobody there":    {"", "n\n", false, nil, "", ""},
-		"not known":       {"", "n\n", true, api.Errorf(api.KindGuest, "an old agent"), "", ""},
+		"not known":       {"", "n\n", true, api.Errorf(api.KindGuest, "an old agent"), unknown + stays, kept},
+		"gone":            {"", "n\n", true, api.Errorf(api.KindNotFound, "no vm"), "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newTestApp(t)

@@ -35,8 +35,8 @@ func (r *run) release(ctx context.Context) {
 	fmt.Fprintf(r.app.Err, "banger: remove it: banger vm delete --force %s\n", r.vm.Name)
 }
 
-// mayDelete reports whether nothing would be lost with the VM, or the user says that it may be. Where it cannot be found out the VM
-// goes: that is what --rm is for.
+// mayDelete reports whether nothing would be lost with the VM, or the user says that it may be. Where it cannot be found out that is
+// said, and asked as well.
 func (r *run) mayDelete(ctx context.Context) bool {
 	if !r.asks {
 		return true
@@ -53,23 +53,27 @@ func (r *run) mayDelete(ctx context.Context) bool {
 		case <-asking.Done():
 		}
 	}()
-	lost := r.unpulled(ctx)
-	if len(lost) == 0 {
+	lost, err := r.unpulled(ctx)
+	switch {
+	case api.KindOf(err) == api.KindNotFound, err == nil && len(lost) == 0:
 		return true
+	case err != nil:
+		fmt.Fprintf(r.app.Err, "banger: it is not known whether vm %q has commits that were not pulled: %s\n", r.vm.Name, safeText(err.Error()))
+	default:
+		r.app.warnUnpulled(r.vm.Name, lost)
 	}
-	r.app.warnUnpulled(r.vm.Name, lost)
 	yes, err := r.app.ask(asking, deleteAnyway, false)
 	return yes && err == nil
 }
 
-// unpulled is what would be lost with the VM, as far as it can be known.
-func (r *run) unpulled(ctx context.Context) []api.Unpulled {
+// unpulled is what would be lost with the VM.
+func (r *run) unpulled(ctx context.Context) ([]api.Unpulled, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unpulledWithin)
 	defer cancel()
 	var lost []api.Unpulled
-	_ = r.app.showCopy("look for commits that were not pulled", func() int64 { return 0 }, func(func(int64)) (err error) {
+	err := r.app.showCopy("look for commits that were not pulled", func() int64 { return 0 }, func(func(int64)) (err error) {
 		lost, err = r.client.Passive().Unpulled(ctx, r.vm.ID)
 		return err
 	})
-	return lost
+	return lost, err
 }

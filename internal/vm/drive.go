@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"git.thaloco.com/thaloco/banger/api"
 	"git.thaloco.com/thaloco/banger/internal/ext4"
 	"git.thaloco.com/thaloco/banger/internal/paths"
 	"git.thaloco.com/thaloco/banger/internal/store"
@@ -51,6 +52,10 @@ func (s *Service) refsOnDrive(ctx context.Context, cfg workspace.PullConfig, rec
 		return nil, err
 	}
 	defer r.Close()
+	if r.Super().NeedsRecovery {
+		return nil, api.Errorf(api.KindConflict, "the VM was not shut down, so that its drive does not show all it holds").
+			WithHint("start it and stop it: banger vm start %s, banger vm stop %s", rec.Name, rec.Name)
+	}
 	refs, err := workspace.DriveRefs(ctx, drive{r}, onDrive(m.GuestPath), m)
 	if err != nil {
 		return nil, err

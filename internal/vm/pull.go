@@ -73,6 +73,8 @@ type copied struct {
 	rec    store.VM
 	cfg    workspace.PullConfig
 	unlock func()
+	// lockRoot lets one VM at a time change the host's directory.
+	lockRoot func(context.Context) (unlock func(), err error)
 }
 
 // openWorkspace finds the copy that is asked for.
@@ -91,6 +93,7 @@ func (s *Service) openWorkspace(ctx context.Context, nameOrID string, ask api.As
 	}
 	c := &copied{file: s.manifestFile(rec.ID, guestPath), guest: s.guestTree(l, rec, guestPath), rec: rec, unlock: unlock,
 		cfg: workspace.PullConfig{Config: s.workspaceConfig(), VM: rec.Name, MaxBytes: defaultPullBytes, Report: rep}}
+	c.lockRoot = func(ctx context.Context) (func(), error) { return s.lock(ctx, "directory "+c.base.Root) }
 	c.base, err = workspace.Load(c.file)
 	if err == nil && c.base.Copying {
 		err = api.Errorf(api.KindConflict, "the copy of %q at %q in vm %q was broken off", c.base.Root, guestPath, rec.Name).
@@ -225,6 +228,11 @@ func (c *copied) takeFiles(ctx context.Context, req api.PullWorkspace, out *api.
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
 	if req.Apply {
+		unlock, err := c.lockRoot(ctx)
+		if err != nil {
+			return err
+		}
+		defer unlock()
 		c.cfg.Report.Step("apply to " + filepath.Base(c.base.Root))
 		if out.Applied, err = w.Apply(ctx); err == nil || len(out.Applied) > 0 {
 			err = errors.Join(err, c.base.Save(c.file))
@@ -285,8 +293,11 @@ func (s *Service) unpulled(ctx context.Context, rec store.VM) ([]api.Unpulled, e
 	found := []api.Unpulled{}
 	var failed error
 	for _, m := range heads {
-		if !m.Git || m.Copying {
+		if !m.Git {
 			continue
+		}
+		if m.Copying { // broken off: what was given is not known, so all the host lacks counts
+			m.Repos = map[string]*workspace.RepoState{"": {}}
 		}
 		refs, err := s.missingRefs(ctx, cfg, rec, m)
 		if err != nil {
@@ -296,6 +307,10 @@ func (s *Service) unpulled(ctx context.Context, rec store.VM) ([]api.Unpulled, e
 		if len(refs) > 0 {
 			found = append(found, api.Unpulled{WorkspaceCopy: copyOf(m), Refs: refs})
 		}
+	}
+	if len(found) > 0 && failed != nil {
+		s.cfg.Log.Warn("cannot tell of all workspaces what would be lost", "vm", rec.Name, "error", failed.Error())
+		return found, nil
 	}
 	return found, failed
 }

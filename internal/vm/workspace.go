@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"git.thaloco.com/thaloco/banger/api"
@@ -112,7 +113,11 @@ func (p *prepare) run(ctx context.Context) (api.Workspace, error) {
 		base = nil
 	case err != nil && !p.req.Force:
 		return api.Workspace{}, api.Errorf(api.KindInternal, "%w", err).WithHint("--force copies everything again")
-	case err != nil || base.Copying:
+	case err != nil:
+		return p.first(ctx, true)
+	case base.Copying && base.Root != p.place.Root && !p.req.Force:
+		return api.Workspace{}, p.fits(base)
+	case base.Copying:
 		return p.first(ctx, true)
 	}
 	there, err := p.guestHas(ctx)
@@ -128,17 +133,30 @@ func (p *prepare) run(ctx context.Context) (api.Workspace, error) {
 	if err := p.fits(base); err != nil {
 		return api.Workspace{}, err
 	}
-	ws, next, err := workspace.Update(ctx, p.s.workspaceConfig(), p.guest, base, p.req.Force, p.rep)
+	pending, err := workspace.Load(p.pendingFile())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		p.s.cfg.Log.Warn("cannot read what a copy that was broken off was about to bring", "vm", p.rec.Name, "error", err.Error())
+	}
+	ws, next, err := workspace.Update(ctx, p.s.workspaceConfig(), p.guest, workspace.UpdateRequest{Base: base, Pending: pending, Force: p.req.Force,
+		Begin: func(m *workspace.Manifest) error { return m.Save(p.pendingFile()) }, Report: p.rep})
 	if err != nil {
 		return api.Workspace{}, err
 	}
 	return ws, p.save(ctx, next, base)
 }
 
+// pendingFile is where it is written what a copy is about to bring, until it has.
+func (p *prepare) pendingFile() string {
+	return strings.TrimSuffix(p.file, manifestSuffix) + ".pending"
+}
+
 // save writes down what both sides have in common now; old is what they had before, nil for nothing.
 func (p *prepare) save(ctx context.Context, base, old *workspace.Manifest) error {
 	if err := base.Save(p.file); err != nil {
 		return err
+	}
+	if err := os.Remove(p.pendingFile()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("save a workspace: %w", err)
 	}
 	if err := workspace.SaveBase(ctx, p.s.workspaceConfig(), base, old, storeOf(p.file, base)); err != nil {
 		// The copy is whole; only what the guest changes in these files cannot be shown as a patch.
@@ -187,7 +205,11 @@ func (p *prepare) guestHas(ctx context.Context) (bool, error) {
 // first copies everything, over what is there. Until that is done the manifest says so, and another attempt begins anew.
 func (p *prepare) first(ctx context.Context, over bool) (api.Workspace, error) {
 	opts := optionsOf(p.req)
-	opts.Over = over
+	if opts.Over = over; over {
+		if err := workspace.KeepCommits(ctx, p.s.workspaceConfig(), p.guest, p.place); err != nil {
+			return api.Workspace{}, err
+		}
+	}
 	src, err := workspace.Prepare(ctx, p.s.workspaceConfig(), p.req.Path, opts)
 	if err != nil {
 		return api.Workspace{}, err

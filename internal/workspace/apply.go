@@ -25,7 +25,7 @@ import (
 // KindConflict that lists the paths, and nothing was done. Neither index, HEAD nor stash is touched, no filter and no hook runs. base learns what
 // both sides have in common now. An Apply that was killed is finished by another one.
 func (w *Work) Apply(ctx context.Context) ([]api.WorkspaceChange, error) {
-	a := application{w: w, base: w.base}
+	a := application{w: w, base: w.base, seen: map[string]HostStat{}}
 	var err error
 	if a.root, err = os.OpenRoot(w.base.Root); err != nil {
 		return nil, unreadable(w.base.Root, err)
@@ -47,20 +47,23 @@ type application struct {
 	conflicts []string
 	unsafe    []string
 
-	dir  string // for what is prepared, in root
+	seen map[string]HostStat // of what the host had
+	dir  string              // for what is prepared, in root
 	undo []func() error
 }
 
 // step is one file to write or to remove.
 type step struct {
 	Change
+	before  GuestFile // what the host had when it was decided
+	seen    HostStat
 	content string // a file with what to write; empty to remove
 	joined  bool   // it has the changes of both sides
 }
 
 // plan decides about every change, without one.
 func (a *application) plan(ctx context.Context) error {
-	var merge []Change
+	var merge []step
 	for _, c := range a.w.Changes {
 		if why := a.danger(c); why != "" {
 			a.unsafe = append(a.unsafe, printable(c.Path)+": "+why)
@@ -74,9 +77,9 @@ func (a *application) plan(ctx context.Context) error {
 		case c.Kind == api.ChangeRemoved && now.Missing, c.Kind != api.ChangeRemoved && now.is(fileOf(c.After)):
 			a.same = append(a.same, c)
 		case c.Kind == api.ChangeAdded && now.Missing, c.Kind != api.ChangeAdded && now.is(c.Before):
-			a.steps = append(a.steps, step{Change: c, content: a.w.files[c.Path]})
+			a.steps = append(a.steps, step{Change: c, before: now, seen: a.seen[c.Path], content: a.w.files[c.Path]})
 		case c.Kind == api.ChangeModified && now.Mode.IsRegular() && !now.Missing && c.Before.Mode.IsRegular() && c.After.Mode.IsRegular():
-			merge = append(merge, c)
+			merge = append(merge, step{Change: c, before: now, seen: a.seen[c.Path]})
 		default:
 			a.conflicts = append(a.conflicts, printable(c.Path))
 		}
@@ -149,6 +152,7 @@ func (a *application) now(name string) (GuestFile, error) {
 	if err != nil {
 		return GuestFile{}, unreadable(filepath.Join(a.base.Root, name), err)
 	}
+	a.seen[name] = hostStat(st)
 	g := GuestFile{Path: name, Mode: st.Mode().Type() | st.Mode().Perm(), Size: st.Size(), MTime: st.ModTime().Unix()}
 	switch st.Mode().Type() {
 	case 0, fs.ModeSymlink:
@@ -164,7 +168,7 @@ func (a *application) now(name string) (GuestFile, error) {
 }
 
 // join joins the changes of both sides to files, line by line.
-func (a *application) join(ctx context.Context, changes []Change) error {
+func (a *application) join(ctx context.Context, changes []step) error {
 	if len(changes) == 0 {
 		return nil
 	}
@@ -193,7 +197,8 @@ func (a *application) join(ctx context.Context, changes []Change) error {
 			a.conflicts = append(a.conflicts, printable(c.Path))
 			continue
 		}
-		a.steps = append(a.steps, step{Change: c, content: out, joined: true})
+		c.content, c.joined = out, true
+		a.steps = append(a.steps, c)
 	}
 	return nil
 }
@@ -335,12 +340,18 @@ func (a *application) keepMode(i int, s step) error {
 	return a.root.Chmod(a.staged(i), perm)
 }
 
-// place puts one step in place, and notes how it is undone.
+// errMeanwhile says that the host's file is not what it was when it was decided what to do with it.
+var errMeanwhile = errors.New("it was changed meanwhile")
+
+// place puts one step in place, and notes how it is undone. A file that has been changed since the plan is left alone.
 func (a *application) place(i int, s step) error {
 	old := path.Join(a.dir, fmt.Sprintf("old-%d", i))
 	kept := a.root.Link(s.Path, old)
 	if kept != nil && !errors.Is(kept, fs.ErrNotExist) && !errors.Is(kept, unix.ENOTDIR) {
 		return kept
+	}
+	if err := a.still(s, old, kept == nil); err != nil {
+		return err
 	}
 	back := func() error {
 		if kept != nil {
@@ -361,10 +372,32 @@ func (a *application) place(i int, s step) error {
 	if err := a.root.MkdirAll(path.Dir(s.Path), 0o777); err != nil {
 		return err
 	}
-	if err := a.root.Rename(a.staged(i), s.Path); err != nil {
+	put := a.root.Rename
+	if kept != nil {
+		put = a.root.Link // fails where there is something now
+	}
+	if err := put(a.staged(i), s.Path); err != nil {
 		return err
 	}
 	a.undo = append(a.undo, back)
+	return nil
+}
+
+// still is an error where the file, of which old is another name where it is there, is not what the plan saw.
+func (a *application) still(s step, old string, there bool) error {
+	if there != (!s.before.Missing && !s.before.Mode.IsDir()) {
+		return errMeanwhile
+	}
+	if !there {
+		return nil
+	}
+	st, err := a.root.Lstat(old)
+	if err != nil {
+		return err
+	}
+	if st.Size() != s.before.Size || st.ModTime().UnixNano() != s.seen.MTime || st.Mode().Type()|st.Mode().Perm() != s.before.Mode {
+		return errMeanwhile
+	}
 	return nil
 }
 
@@ -381,17 +414,20 @@ func (a *application) removeEmpty(dir string) {
 func (a *application) learn() (made []api.WorkspaceChange, err error) {
 	for _, s := range a.steps {
 		made = append(made, api.WorkspaceChange{Path: strings.ToValidUTF8(s.Path, "\uFFFD"), Kind: s.Kind, Here: s.joined})
-		if err := a.common(s.Change, s.joined); err != nil {
-			return made, err
-		}
+		a.keep(s.Change, s.joined)
 	}
 	for _, c := range a.same {
-		if err := a.common(c, false); err != nil {
-			return made, err
-		}
+		a.keep(c, false)
 	}
 	slices.SortFunc(made, func(x, y api.WorkspaceChange) int { return strings.Compare(x.Path, y.Path) })
 	return made, nil
+}
+
+// keep is common; that a content could not be kept is a line: the changes are made.
+func (a *application) keep(c Change, joined bool) {
+	if err := a.common(c, joined); err != nil {
+		a.w.Skipped = append(a.w.Skipped, fmt.Sprintf("%s: what it was is not kept: %v", printable(c.Path), err))
+	}
 }
 
 // common notes that both sides have what the guest has. Where the host has more than that, the changes of both sides, its file is one that was
@@ -421,5 +457,10 @@ func (a *application) common(c Change, joined bool) error {
 		return err
 	}
 	defer in.Close()
-	return writeFile(to, in)
+	tmp := to + ".tmp"
+	_ = os.Remove(tmp)
+	if err := writeFile(tmp, in); err != nil {
+		return err
+	}
+	return os.Rename(tmp, to)
 }

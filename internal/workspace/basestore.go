@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -127,6 +128,10 @@ func uncommitted(ctx context.Context, g git, m, old *Manifest) (map[string]strin
 	}
 	missing := map[string]string{}
 	for prefix, ids := range byRepo {
+		if _, err := os.Lstat(filepath.Join(m.Root, prefix, ".git")); err != nil {
+			maps.Copy(missing, ids) // the repository is gone
+			continue
+		}
 		var in strings.Builder
 		for id := range ids {
 			in.WriteString(id + "\n")
@@ -160,10 +165,11 @@ func (w *Work) baseContents(ctx context.Context, paths []string) (map[string]str
 	ask := map[string][]string{} // by repository
 	for _, name := range paths {
 		id := w.base.Files[name].ID
-		saved := filepath.Join(w.store, id)
-		if _, err := os.Lstat(saved); err == nil && w.store != "" {
-			found[name] = saved
-			continue
+		if saved := filepath.Join(w.store, id); w.store != "" {
+			if have, err := hashFile(w.base.Format, entry{host: saved}); err == nil && have == id {
+				found[name] = saved
+				continue
+			}
 		}
 		file := filepath.Join(w.temp, fmt.Sprintf("base-%d", len(found)))
 		ok, err := hostContent(w.base, name, file)
@@ -180,6 +186,9 @@ func (w *Work) baseContents(ctx context.Context, paths []string) (map[string]str
 		return found, nil
 	}
 	for prefix, names := range ask {
+		if _, err := os.Lstat(filepath.Join(w.base.Root, prefix, ".git")); err != nil {
+			continue
+		}
 		if err := w.gitContents(ctx, prefix, names, found); err != nil {
 			return nil, err
 		}
@@ -238,7 +247,7 @@ func (w *Work) gitBatch(ctx context.Context, prefix string, names []string, foun
 // changedPaths are the paths of changes of a kind that have a base.
 func (w *Work) changedPaths(kinds ...string) (paths []string) {
 	for _, c := range w.Changes {
-		if slices.Contains(kinds, string(c.Kind)) {
+		if slices.Contains(kinds, string(c.Kind)) && !c.Before.Mode.IsDir() {
 			paths = append(paths, c.Path)
 		}
 	}

@@ -121,6 +121,9 @@ func (r *repo) checkOut(ctx context.Context, dir string) error {
 // limitHistory makes the history of every tip depth commits long, 0 for all of it.
 func (r *repo) limitHistory(ctx context.Context, depth int) error {
 	if depth <= 0 {
+		if len(r.shallow) > 0 {
+			r.writeShallow()
+		}
 		return nil
 	}
 	out, err := r.git.output(ctx, r.root, strings.NewReader(strings.Join(r.tips, "\n")+"\n"), nil, "rev-list", "--parents", "--ignore-missing", "--stdin")

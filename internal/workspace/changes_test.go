@@ -366,14 +366,14 @@ func TestApplyUndoes(t *testing.T) {
 	p.there("tracked", "changed\n")
 	p.there("zz/new", "new\n")
 	w := p.fetch()
-	a := application{w: w, base: w.base}
+	a := application{w: w, base: w.base, seen: map[string]HostStat{}}
 	var err error
 	a.root, err = os.OpenRoot(dir)
 	must(t, err)
 	defer a.root.Close()
 	must(t, a.plan(t.Context()))
 	before := contents(t, dir)
-	a.steps = append(a.steps, step{Change: Change{Path: "tracked/below"}, content: w.files["zz/new"]}) // cannot be done
+	a.steps = append(a.steps, step{Change: Change{Path: "tracked/below"}, before: GuestFile{Missing: true}, content: w.files["zz/new"]}) // cannot be done
 	if _, err := a.run(); err == nil || !strings.Contains(err.Error(), "nothing was changed") {
 		t.Errorf("error %v", err)
 	}

@@ -240,6 +240,9 @@ func (l *lister) repo(ctx context.Context, prefix, at string) (*repo, error) {
 		r.label = printable(prefix) + ": "
 	}
 	want := checkout{at: at, depth: l.opts.Depth}
+	if l.opts.Base != nil && l.opts.Base.Repos[prefix] != nil { // what the guest was not given stays what it is
+		want.depth, r.shallow = 0, l.opts.Base.Repos[prefix].Shallow
+	}
 	if prefix == "" {
 		want.branch, want.from = l.opts.Branch, l.opts.From
 	}

@@ -53,6 +53,9 @@ func (w *Work) Patch(ctx context.Context, out io.Writer) (int, error) {
 	}
 	var known []Change
 	for _, c := range w.Changes {
+		if c.Before.Mode.IsDir() {
+			c.Kind = api.ChangeAdded // of a directory only what was in it counts
+		}
 		if _, ok := bases[c.Path]; !ok && c.Kind != api.ChangeAdded {
 			w.Skipped = append(w.Skipped, printable(c.Path)+": the VM has changed it, and what it was is not known any more (banger vm cp brings it as it is)")
 			continue

@@ -38,6 +38,10 @@ func Pull(ctx context.Context, cfg PullConfig, g Guest, base *Manifest) (api.Pul
 	var out api.Pull
 	var lines skipped
 	for _, prefix := range slices.Sorted(maps.Keys(base.Repos)) {
+		if _, err := os.Lstat(filepath.Join(base.Root, prefix, ".git")); err != nil && prefix != "" {
+			lines.add("%s: there is no such repository here any more; its commits stay in the VM", printable(prefix))
+			continue
+		}
 		cfg.Report.Step("look at the commits of " + printable(filepath.Base(filepath.Join(base.Root, prefix))))
 		gr, refs, err := guestRefs(ctx, g, prefix)
 		if gone(err) && prefix != "" {
@@ -47,7 +51,7 @@ func Pull(ctx context.Context, cfg PullConfig, g Guest, base *Manifest) (api.Pul
 		if err != nil {
 			return out, err
 		}
-		shallow, err := guestShallow(ctx, g, prefix)
+		shallow, err := guestShallow(ctx, g, prefix, gr)
 		if err != nil {
 			return out, err
 		}
@@ -124,7 +128,7 @@ func guestRefs(ctx context.Context, g Guest, prefix string) (guestRepo, []quaran
 }
 
 // guestShallow are the commits whose parents the guest does not have.
-func guestShallow(ctx context.Context, g Guest, prefix string) ([]string, error) {
+func guestShallow(ctx context.Context, g Guest, prefix string, gr guestRepo) ([]string, error) {
 	whole := true
 	err := g.Hash(ctx, formatSHA1, []string{filepath.Join(prefix, ".git/shallow")}, func(f GuestFile) error {
 		whole = f.Missing
@@ -134,8 +138,12 @@ func guestShallow(ctx context.Context, g Guest, prefix string) ([]string, error)
 		return nil, err
 	}
 	// Commits without parents, of which those that have some on the host are the ones that were cut off.
+	args := []string{"rev-list", "--max-parents=0", "--all"}
+	if gr.checkout.Commit != "" {
+		args = append(args, "HEAD")
+	}
 	out := &bounded{limit: maxGuestList}
-	err = g.Git(ctx, prefix, nil, out, "rev-list", "--max-parents=0", "--all", "HEAD")
+	err = g.Git(ctx, prefix, nil, out, args...)
 	return slices.DeleteFunc(split(out.Bytes(), "\n"), func(id string) bool { return !isID(id) }), err
 }
 
@@ -214,7 +222,7 @@ func MissingRefs(ctx context.Context, cfg PullConfig, g Guest, base *Manifest) (
 	refs := map[string][]quarantine.Ref{}
 	for prefix := range base.Repos {
 		_, list, err := guestRefs(ctx, g, prefix)
-		if gone(err) {
+		if api.KindOf(err) == api.KindNotFound || prefix != "" && gone(err) {
 			continue
 		}
 		if err != nil {

@@ -25,19 +25,37 @@ import (
 // racy is how young a file may be for its times to tell whether it has changed.
 const racy = 20 * time.Millisecond
 
-// Update brings into the guest what the host has changed since base, and leaves alone what the guest has changed. Where both
+// UpdateRequest is one Update.
+type UpdateRequest struct {
+	// Base is what host and guest had in common last.
+	Base *Manifest
+	// Pending is what Begin was given by an Update that did not end; nil for none. What the guest has of it is no change of the guest's.
+	Pending *Manifest
+	// Force lets the host's side win.
+	Force bool
+	// Begin is called before the first change, with what the guest is about to get.
+	Begin  func(pending *Manifest) error
+	Report progress.Reporter
+}
+
+// Update brings into the guest what the host has changed since the base, and leaves alone what the guest has changed. Where both
 // have changed the same it is a KindConflict that lists what, and nothing was done; with force the host's side wins, and commits of the guest
-// that lose their branch are kept as refs/banger/overwritten/…. The Manifest is the new base; it is returned with an error, too, where
-// part was done. A second Update after one that was broken off finishes it.
-func Update(ctx context.Context, cfg Config, g Guest, base *Manifest, force bool, rep progress.Reporter) (api.Workspace, *Manifest, error) {
-	src, err := Prepare(ctx, cfg, base.Root, Options{Depth: base.Depth, Base: base})
+// that lose their branch are kept as refs/banger/overwritten/…. The Manifest is the new base. After an error in the middle another Update
+// with the same base, and what Begin was given as Pending, finishes what is left.
+func Update(ctx context.Context, cfg Config, g Guest, req UpdateRequest) (api.Workspace, *Manifest, error) {
+	src, err := Prepare(ctx, cfg, req.Base.Root, Options{Depth: req.Base.Depth, Base: req.Base})
 	if err != nil {
 		return api.Workspace{}, nil, err
 	}
 	defer func() { _ = src.Close() }()
-	u := update{cfg: cfg, guest: g, src: src, base: base, force: force, rep: rep, gone: map[string]bool{}}
+	u := update{cfg: cfg, guest: g, src: src, base: req.Base, pending: req.Pending, force: req.Force, rep: req.Report, gone: map[string]bool{}}
 	if err := u.plan(ctx); err != nil {
 		return api.Workspace{}, nil, err
+	}
+	if len(u.send)+len(u.remove)+len(u.repos) > 0 {
+		if err := req.Begin(u.about()); err != nil {
+			return api.Workspace{}, nil, err
+		}
 	}
 	ws, err := u.apply(ctx)
 	if err != nil {
@@ -46,15 +64,42 @@ func Update(ctx context.Context, cfg Config, g Guest, base *Manifest, force bool
 	return ws, u.next, nil
 }
 
+// about is what the guest is about to get: files that have changed, and the repositories.
+func (u *update) about() *Manifest {
+	m := *u.next
+	m.Files = map[string]File{}
+	for _, e := range u.changed {
+		m.Files[e.name] = File{Mode: e.mode, Size: e.size, ID: u.ids[e.name]}
+	}
+	if u.pending != nil { // what an earlier one may have brought
+		for name, f := range u.pending.Files {
+			if _, newer := m.Files[name]; !newer {
+				m.Files[name] = f
+			}
+		}
+	}
+	return &m
+}
+
+// brought tells whether the guest has what an Update that did not end has brought.
+func (u *update) brought(name string, now GuestFile) bool {
+	if u.pending == nil {
+		return false
+	}
+	f, ok := u.pending.Files[name]
+	return ok && now.is(f)
+}
+
 // update is one run of Update.
 type update struct {
-	cfg   Config
-	guest Guest
-	src   *Source
-	base  *Manifest
-	force bool
-	rep   progress.Reporter
-	next  *Manifest
+	cfg     Config
+	guest   Guest
+	src     *Source
+	base    *Manifest
+	pending *Manifest
+	force   bool
+	rep     progress.Reporter
+	next    *Manifest
 
 	// What the host has changed.
 	changed []entry // files and links; ids has what is in them
@@ -77,6 +122,11 @@ type update struct {
 // plan finds out what there is to do, without a change.
 func (u *update) plan(ctx context.Context) error {
 	u.next = u.src.manifest()
+	for prefix, state := range u.base.Repos {
+		if u.next.Repos[prefix] == nil { // the host has it no more; the guest may have commits in it
+			u.next.Repos[prefix] = state
+		}
+	}
 	u.next.GuestPath, u.next.Branch, u.next.From, u.next.Depth = u.base.GuestPath, u.base.Branch, u.base.From, u.base.Depth
 	if err := u.compare(ctx); err != nil {
 		return err
@@ -173,7 +223,10 @@ func (u *update) compareEntry(e entry, sure int64) error {
 	}
 	id, err := hashFile(u.src.format, e)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return nil // gone since it was listed: the next time
+		if had { // gone since it was listed: the next time
+			u.next.Files[e.name] = f
+		}
+		return nil
 	}
 	if err != nil {
 		return unreadable(e.host, err)
@@ -220,11 +273,12 @@ func (u *update) judge(ctx context.Context) error {
 		now := seen[name]
 		switch {
 		case now.Missing:
-		case now.is(u.base.Files[name]) || u.force && !now.Mode.IsDir():
+		case now.is(u.base.Files[name]) || u.brought(name, now) || u.force && !now.Mode.IsDir():
 			u.remove = append(u.remove, name)
 			u.gone[name] = true
 		default:
 			u.conflicts = append(u.conflicts, printable(name)+" (removed here)")
+			u.blocked = u.blocked || now.Mode.IsDir()
 		}
 	}
 	for _, e := range u.changed {
@@ -298,12 +352,13 @@ func (u *update) judgeEntry(ctx context.Context, e entry, seen map[string]GuestF
 			return nil
 		}
 		u.send = append(u.send, e)
-	case now.Missing && !had, had && now.is(before), u.force && !now.Other:
+	case now.Missing && !had, had && now.is(before), u.brought(e.name, now), u.force && !now.Other:
 		u.send = append(u.send, e)
 	case now.Missing:
 		u.conflicts = append(u.conflicts, printable(e.name)+" (removed in the VM)")
 	default:
 		u.conflicts = append(u.conflicts, printable(e.name))
+		u.blocked = u.blocked || now.Other
 	}
 	return nil
 }
@@ -323,7 +378,9 @@ func (u *update) becomesEmpty(ctx context.Context, dir string) (bool, error) {
 // judgeMade decides about repositories that are new on the host.
 func (u *update) judgeMade(seen map[string]GuestFile) error {
 	for _, e := range u.made {
-		if now, asked := seen[e.name]; asked && !now.Missing {
+		now, asked := seen[e.name]
+		ours := u.pending != nil && u.pending.Repos[strings.TrimSuffix(path.Dir(e.name), ".")] != nil
+		if asked && !now.Missing && !ours {
 			u.conflicts, u.blocked = append(u.conflicts, printable(e.name)), true
 		}
 	}

@@ -34,7 +34,8 @@ type repoUpdate struct {
 
 	files   []entry
 	remove  []string
-	updates []string    // lines for update-ref --stdin
+	deletes []string // lines for update-ref --stdin, which go first: a name may take the place of one below or above it
+	updates []string
 	links   [][2]string // symbolic refs and what they name; "" deletes one
 }
 
@@ -68,6 +69,9 @@ func (u *update) planRepo(ctx context.Context, prefix string) error {
 		return err
 	}
 	ru.planRefs()
+	if err := ru.keepStash(ctx); err != nil {
+		return err
+	}
 	if err := ru.planHead(ctx, own); err != nil {
 		return err
 	}
@@ -193,7 +197,10 @@ func (ru *repoUpdate) planRefs() {
 		before, host, guest := ru.base.Refs[name], ru.next.Refs[name], ru.guest.refs[name]
 		switch {
 		case host == before || guest == host:
-		case guest != before && !ru.u.force:
+		case guest == "" && ru.clashes(name):
+			ru.conflict(name)
+			ru.u.blocked = true
+		case guest != before && !ru.accepted(name, guest) && !ru.u.force:
 			ru.conflict(name)
 		case ru.guest.checkout.Head == symbolic+name+"\n" && !ru.follows():
 			ru.u.notes = append(ru.u.notes, fmt.Sprintf("%s%s: it is checked out in the VM and stays as it is there", ru.r.label, name))
@@ -207,9 +214,39 @@ func (ru *repoUpdate) planRefs() {
 	}
 }
 
+// keepStash keeps what the guest has stashed where its stash gives way: the older entries are in its reflog only.
+func (ru *repoUpdate) keepStash(ctx context.Context) error {
+	const stash = "refs/stash"
+	guest := ru.guest.refs[stash]
+	if guest == "" || ru.next.Refs[stash] == guest || ru.next.Refs[stash] == ru.base.Refs[stash] {
+		return nil
+	}
+	_, refs, err := guestRefs(ctx, ru.u.guest, ru.prefix)
+	for _, r := range refs {
+		if strings.HasPrefix(r.Name, "stash@") {
+			ru.keepCommit(r.ID)
+		}
+	}
+	return err
+}
+
 // conflict notes something of the repository that both sides have changed.
 func (ru *repoUpdate) conflict(what string) {
 	ru.u.conflicts = append(ru.u.conflicts, ru.r.label+what)
+}
+
+// pending is what an update that did not end was about to bring; nil for none.
+func (ru *repoUpdate) pending() *RepoState {
+	if ru.u.pending == nil {
+		return nil
+	}
+	return ru.u.pending.Repos[ru.prefix]
+}
+
+// accepted tells whether the guest's ref is what an update that did not end has made it.
+func (ru *repoUpdate) accepted(name, guest string) bool {
+	p := ru.pending()
+	return p != nil && p.Refs[name] == guest
 }
 
 // hostMoved and guestMoved tell who has another commit or branch checked out than at the last copy.
@@ -219,12 +256,35 @@ func (ru *repoUpdate) hostMoved() bool {
 
 func (ru *repoUpdate) guestMoved() bool {
 	g := ru.guest.checkout
+	if p := ru.pending(); p != nil && (g.Head == ru.base.Given.Head || g.Head == p.Given.Head) &&
+		(g.Commit == ru.base.Given.Commit || g.Commit == p.Given.Commit || g.Commit == p.Refs[strings.TrimSpace(strings.TrimPrefix(g.Head, symbolic))]) {
+		return false // it is where an update that did not end has brought it
+	}
 	return g.Head != ru.base.Given.Head || g.Commit != ru.base.Given.Commit
 }
 
 // follows tells whether the guest's work tree goes where the host's went.
 func (ru *repoUpdate) follows() bool {
 	return ru.base.Given.Head == ru.base.Host.Head && ru.hostMoved() && (ru.u.force || !ru.guestMoved())
+}
+
+// keepCommit gives a commit of the guest a ref of its own, before anything else is done.
+func (ru *repoUpdate) keepCommit(id string) {
+	if line := "update " + overwritten + id + " " + id; !slices.Contains(ru.deletes, line) {
+		ru.deletes = append(ru.deletes, line)
+	}
+}
+
+// clashes tells whether the guest has a ref of its own whose name excludes name.
+func (ru *repoUpdate) clashes(name string) bool {
+	for have := range ru.guest.refs {
+		_, host := ru.next.Refs[have]
+		_, before := ru.base.Refs[have]
+		if !host && !before && (strings.HasPrefix(have, name+"/") || strings.HasPrefix(name, have+"/")) {
+			return true
+		}
+	}
+	return false
 }
 
 // setRef lets the guest's ref have the host's value; what it had is kept where the guest has moved it.
@@ -237,14 +297,14 @@ func (ru *repoUpdate) setRef(name, host, guest string) {
 		ru.links = append(ru.links, [2]string{name, ""})
 		guest = ""
 	}
-	if guest != "" && guest != ru.base.Refs[name] {
-		ru.updates = append(ru.updates, "update "+overwritten+guest+" "+guest)
+	if guest != "" && guest != ru.base.Refs[name] && !ru.accepted(name, guest) {
+		ru.keepCommit(guest)
 	}
 	zero := strings.Repeat("0", len(idOf(ru.u.src.format, nil)))
 	switch {
 	case host == "" && guest == "":
 	case host == "":
-		ru.updates = append(ru.updates, "delete "+name+" "+guest)
+		ru.deletes = append(ru.deletes, "delete "+name+" "+guest)
 	case guest == "":
 		ru.updates = append(ru.updates, "update "+name+" "+host+" "+zero)
 	default:
@@ -262,6 +322,9 @@ func (ru *repoUpdate) planHead(ctx context.Context, own bool) error {
 	case ru.guestMoved() && !ru.u.force:
 		ru.conflict("HEAD")
 	case ru.next.Host.Head != g.Head:
+		if ru.guestMoved() && g.Commit != "" {
+			ru.keepCommit(g.Commit) // perhaps nothing else names it
+		}
 		ru.put("HEAD", []byte(ru.r.now.Head))
 	}
 	if err := ru.planIndex(ctx, own); err != nil {
@@ -296,7 +359,7 @@ func (ru *repoUpdate) planIndex(ctx context.Context, own bool) error {
 	switch {
 	case now == ru.next.Host.Index:
 		return nil
-	case now != ru.base.Given.Index && !ru.u.force:
+	case now != ru.base.Given.Index && (ru.pending() == nil || now != ru.pending().Given.Index) && !ru.u.force:
 		ru.conflict("the index (what is staged)")
 		return nil
 	}
@@ -349,7 +412,7 @@ func (ru *repoUpdate) planFiles(ctx context.Context, own bool) error {
 		before, host := ru.base.Files[name], ru.next.Files[name]
 		switch {
 		case f.ID == host:
-		case f.ID == before || ru.u.force && !slices.Contains(softFiles, name):
+		case f.ID == before || ru.pending() != nil && f.ID == ru.pending().Files[name] || ru.u.force && !slices.Contains(softFiles, name):
 			if host == "" {
 				ru.remove = append(ru.remove, ru.name(name))
 			} else {
@@ -405,11 +468,49 @@ func (ru *repoUpdate) refs(ctx context.Context) error {
 			return fmt.Errorf("set the refs of %q: %w", ru.r.root, err)
 		}
 	}
-	if len(ru.updates) > 0 {
-		in := strings.NewReader(strings.Join(ru.updates, "\n") + "\n")
+	for _, lines := range [][]string{ru.deletes, ru.updates} {
+		if len(lines) == 0 {
+			continue
+		}
+		in := strings.NewReader(strings.Join(lines, "\n") + "\n")
 		if err := ru.u.guest.Git(ctx, ru.prefix, in, &bounded{limit: 4 << 10}, "update-ref", "--stdin"); err != nil {
 			return fmt.Errorf("set the refs of %q: %w", ru.r.root, err)
 		}
 	}
 	return nil
+}
+
+// KeepCommits gives refs of their own to the commits of a repository in the guest that the host's does not have, before a first copy of
+// place goes over it. Where the guest has no repository there, or no git, there is nothing to keep.
+func KeepCommits(ctx context.Context, cfg Config, g Guest, place Place) error {
+	if !place.Git {
+		return nil
+	}
+	_, refs, err := guestRefs(ctx, g, "")
+	if gone(err) || api.KindOf(err) == api.KindUnavailable {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	r := &repo{git: newGit(cfg), root: place.Root}
+	var ids []string
+	for _, ref := range refs {
+		ids = append(ids, ref.ID)
+	}
+	have, err := r.present(ctx, ids)
+	if err != nil {
+		return err
+	}
+	var lines []string
+	for _, id := range ids {
+		if !have[id] {
+			lines = append(lines, "update "+overwritten+id+" "+id)
+		}
+	}
+	if slices.Sort(lines); len(lines) == 0 {
+		return nil
+	}
+	in := strings.NewReader(strings.Join(slices.Compact(lines), "\n") + "\n")
+	return g.Git(ctx, "", in, &bounded{limit: 4 << 10}, "update-ref", "--stdin")
 }
