@@ -381,3 +381,59 @@ func TestApplyUndoes(t *testing.T) {
 		t.Errorf("(-before +after)\n%s", diff)
 	}
 }
+
+// A file that the user saves while changes are put in place is left alone, and so is everything else.
+func TestApplySeesWhatChangesMeanwhile(t *testing.T) {
+	for name, edit := range map[string]func(p *pair){
+		"changed": func(p *pair) { p.here("tracked", "saved meanwhile\n") },
+		"made":    func(p *pair) { p.here("new", "made meanwhile\n") },
+		"removed": func(p *pair) { p.here("tracked", "") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			p := h.pairOf(h.repo("repo"), Options{})
+			p.there("a", "first\n")
+			p.there("tracked", "changed there\n")
+			p.there("new", "made there\n")
+			w := p.fetch()
+			a := application{w: w, base: w.base, seen: map[string]HostStat{}}
+			var err error
+			a.root, err = os.OpenRoot(p.dir)
+			must(t, err)
+			defer a.root.Close()
+			must(t, a.plan(t.Context()))
+			edit(p)
+			before := contents(t, p.dir)
+			if _, err := a.run(); err == nil || !strings.Contains(err.Error(), "nothing was changed") {
+				t.Errorf("error %v", err)
+			}
+			if diff := cmp.Diff(before, contents(t, p.dir)); diff != "" {
+				t.Errorf("(-before +after)\n%s", diff)
+			}
+		})
+	}
+}
+
+// A directory that the guest has made a file is one in a patch, too.
+func TestPatchOfADirectoryThatBecameAFile(t *testing.T) {
+	h := newHost(t)
+	dir := h.repo("repo")
+	h.file("repo/d/x", "x\n")
+	h.git(dir, "add", "-A")
+	h.git(dir, "commit", "-qm", "d")
+	p := h.pairOf(dir, Options{})
+	p.there("d", "")
+	p.there("d", "a file\n")
+	w := p.fetch()
+	var patch bytes.Buffer
+	if _, err := w.Patch(t.Context(), &patch); err != nil {
+		t.Fatal(err)
+	}
+	must(t, hostexec.Runner{}.Run(t.Context(), hostexec.Cmd{Argv: []string{"git", "apply", "--check"}, Dir: dir, Env: p.env, Stdin: &patch}))
+	if _, err := w.Apply(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "d")); err != nil || string(b) != "a file\n" {
+		t.Errorf("d is %q, %v", b, err)
+	}
+}

@@ -84,3 +84,27 @@ func TestPullAndStatus(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A repository that the host has no more is not forgotten: what the guest has committed in it would be lost.
+func TestNestedRepositoryThatIsGone(t *testing.T) {
+	h := newHost(t)
+	sub := h.repo("sub")
+	dir := h.repo("repo")
+	h.git(dir, "submodule", "--quiet", "add", sub, "lib")
+	h.git(dir, "commit", "-qm", "lib")
+	p := h.pairOf(dir, Options{Branch: "work", From: "main"})
+	p.mustUpdate(false)
+	lib := filepath.Join(p.guest.dir, "lib")
+	h.git(lib, "commit", "-q", "--allow-empty", "-m", "in lib")
+	must(t, os.RemoveAll(filepath.Join(dir, "lib")))
+	p.mustUpdate(false)
+	out, err := Pull(t.Context(), p.pullConfig(), p.guest, p.base)
+	if err != nil || len(out.Skipped) != 1 || !strings.HasPrefix(out.Skipped[0], "lib: ") {
+		t.Errorf("%+v, %v", out, err)
+	}
+	missing, err := MissingRefs(t.Context(), p.pullConfig(), p.guest, p.base)
+	if err != nil || len(missing) != 1 || !strings.HasPrefix(missing[0], "lib/") {
+		t.Errorf("missing %q, %v", missing, err)
+	}
+	p.saveBase()
+}
