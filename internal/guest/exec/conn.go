@@ -221,11 +221,14 @@ func (c *conn) deliver(i int, f wire.Frame) error {
 	}
 	c.writing = true
 	r.mu.Unlock()
-	_, err = r.out[i].Write(data)
+	n, err := r.out[i].Write(data)
+	if r.opts.Session == nil || err == nil {
+		n = len(data) // what a command's broken output does not take is thrown away; who attaches to a session next wants it
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c.writing = false
-	r.got[i] = offset + uint64(len(data))
+	r.got[i] = offset + uint64(min(max(n, 0), len(data)))
 	if c.leaving {
 		c.news.Signal()
 	}

@@ -552,3 +552,34 @@ func TestReaderReconnects(t *testing.T) {
 		t.Errorf("read %q", got)
 	}
 }
+
+// full is an output that takes some bytes, and then no more.
+type full struct {
+	room int
+	got  []byte
+}
+
+func (f *full) Write(p []byte) (int, error) {
+	n := min(len(p), f.room-len(f.got))
+	f.got = append(f.got, p[:n]...)
+	if n < len(p) {
+		return n, io.ErrShortWrite
+	}
+	return n, nil
+}
+
+// TestBrokenOutput: what an output did not take is sent to who attaches next.
+func TestBrokenOutput(t *testing.T) {
+	w := newWorld(t)
+	w.start("s", wire.SessionPipe, "sh", "-c", "echo 0123456789; read l")
+	first := &full{room: 4}
+	_, err := exec.Run(t.Context(), exec.Options{Dial: dial(w.m), Session: &exec.Session{Name: "s", Write: true, Tail: wire.TailUnread, KeepOpen: true}, Stdout: first})
+	if !errors.Is(err, io.ErrShortWrite) || string(first.got) != "0123" {
+		t.Fatalf("the first has %q, %v", first.got, err)
+	}
+	b := w.attach(exec.Session{Name: "s", Write: true, Tail: wire.TailUnread, KeepOpen: true})
+	b.say(t, "bye\n")
+	if err := <-b.done; err != nil || b.out.String() != "456789\n" {
+		t.Errorf("the next has %q, %v", b.out.String(), err)
+	}
+}
