@@ -82,7 +82,7 @@ func (e *session) attach(req wire.ExecAttach, conn net.Conn) (*attachment, error
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if a.write = e.admit(a); !a.write {
+	if a.write = e.admit(a, want.Resume); !a.write {
 		e.readers[a] = struct{}{}
 	}
 	switch {
@@ -102,8 +102,9 @@ func (e *session) attach(req wire.ExecAttach, conn net.Conn) (*attachment, error
 	return a, nil
 }
 
-// admit makes an attachment the one that writes, where it may be. One that comes back takes its own place. The lock is held.
-func (e *session) admit(a *attachment) bool {
+// admit makes an attachment the one that writes, where it may be. One that comes back takes its own place; where another one has written
+// meanwhile it reads, as what it sent and the session did not take has no place in stdin any more. The lock is held.
+func (e *session) admit(a *attachment, resume bool) bool {
 	old := e.writer
 	if old != nil && old.id == a.id {
 		old.hangUp(wire.ExecErrorf(wire.ExecTakenOver, "this client has come back by another connection"))
@@ -114,10 +115,10 @@ func (e *session) admit(a *attachment) bool {
 			delete(e.readers, r)
 		}
 	}
-	if !a.write || old != nil && old.id != a.id && old.conn != nil {
+	if !a.write || old != nil && old.id != a.id && old.conn != nil || resume && e.wrote != a.id {
 		return false
 	}
-	e.writer = a
+	e.writer, e.wrote = a, a.id
 	return true
 }
 

@@ -34,6 +34,7 @@ type session struct {
 	inEOF   bool
 	inShut  bool // nothing more is taken
 	writer  *attachment
+	wrote   string // the id of the writer before, or of the one there is
 	readers map[*attachment]struct{}
 	// read is what of the output writers have acknowledged.
 	read [2]uint64

@@ -583,3 +583,35 @@ func TestBrokenOutput(t *testing.T) {
 		t.Errorf("the next has %q, %v", b.out.String(), err)
 	}
 }
+
+// TestAnotherWrote: a writer that comes back after another one has written reads only, and is told.
+func TestAnotherWrote(t *testing.T) {
+	w := newWorld(t)
+	w.start("s", wire.SessionPipe, "cat")
+	a := w.attach(exec.Session{Name: "s", Write: true, KeepOpen: true})
+	a.say(t, "one\n")
+	a.out.until("one\n")
+	back := make(chan struct{})
+	a.mu.Lock() // so that it does not come back yet
+	_ = a.conn.Close()
+	go func() {
+		defer close(back)
+		defer a.mu.Unlock()
+		b := w.attach(exec.Session{Name: "s", Write: true, KeepOpen: true, SendOnly: true})
+		b.say(t, "two\n")
+		_ = b.in.Close()
+		if err := <-b.done; err != nil {
+			t.Error(err)
+		}
+	}()
+	<-back
+	<-a.readOnly
+	a.out.until("two\n")
+	a.say(t, "three\n")
+	c := w.attach(exec.Session{Name: "s", Write: true})
+	c.say(t, "four\n")
+	_ = c.in.Close()
+	if err := <-a.done; err != nil || a.out.String() != "one\ntwo\nfour\n" {
+		t.Errorf("%q, %v", a.out.String(), err)
+	}
+}
