@@ -151,6 +151,19 @@ func TestSessionSocket(t *testing.T) {
 	}
 }
 
+// TestSocketWithoutStdin: a client of a session that takes no stdin has left once it closes its connection.
+func TestSocketWithoutStdin(t *testing.T) {
+	w := withGuests(t)
+	w.create(api.CreateVM{Name: "box", Start: true})
+	s := w.startSession(api.StartSession{Name: "s", Command: []string{"sh", "-c", "echo begun; exec sleep 1000"}})
+	conn := dialSocket(t, s)
+	expect(t, conn, "begun\n")
+	w.untilSession("s", func(s api.Session) bool { return s.Writer })
+	_, _ = io.WriteString(conn, "not heard\n")
+	_ = conn.Close()
+	w.untilSession("s", func(s api.Session) bool { return !s.Writer && s.Readers == 0 })
+}
+
 // TestSessionsAfterRestart: a new daemon finds the sessions that run, with their sockets, and knows of those that have ended.
 func TestSessionsAfterRestart(t *testing.T) {
 	w := withGuests(t)

@@ -36,6 +36,7 @@ func (c *conn) beginSession(s wire.ExecStarted) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.readOnly = r.readOnly || s.ReadOnly
+	r.deaf = s.StdinEOF && !o.SendOnly // who only sends is to know what was not taken
 	return nil
 }
 

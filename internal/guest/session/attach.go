@@ -279,7 +279,11 @@ func (a *attachment) handle(conn net.Conn, f wire.Frame) error {
 		if end := e.in.End(); offset != end {
 			return wire.Violation("end of stdin at offset %d, have %d bytes", offset, end)
 		}
-		e.inEOF = true
+		if e.meta.Stdin == wire.SessionPTY {
+			e.typeEnd(a.id)
+		} else {
+			e.inEOF = true
+		}
 		e.news.Broadcast()
 	case wire.FrameAck:
 		stream, offset, err := f.Ack()
@@ -333,7 +337,8 @@ func (e *session) receive(offset uint64, data []byte) error {
 	if n := e.in.Append(data); n < len(data) {
 		return wire.Violation("more than %d bytes of stdin in flight", wire.StdinWindow)
 	}
-	if e.inShut {
+	e.last = data[len(data)-1]
+	if e.inShut && e.end == nil { // who writes to one that has ended is to know that it was not taken
 		e.in.Ack(e.in.End())
 	}
 	e.news.Broadcast()

@@ -615,3 +615,54 @@ func TestAnotherWrote(t *testing.T) {
 		t.Errorf("%q, %v", a.out.String(), err)
 	}
 }
+
+// TestNoStdin: what is said to a session that takes nothing is read all the same, and goes nowhere.
+func TestNoStdin(t *testing.T) {
+	w := newWorld(t)
+	w.start("none", wire.SessionNone, "sh", "-c", "echo begun; exec sleep 1000")
+	w.start("over", wire.SessionPipe, "sh", "-c", "cat; echo begun; exec sleep 1000")
+	send := w.attach(exec.Session{Name: "over", Write: true, SendOnly: true})
+	_ = send.in.Close()
+	if err := <-send.done; err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"none", "over"} {
+		a := w.attach(exec.Session{Name: name, Write: true, Tail: wire.TailAll})
+		a.out.until("begun\n")
+		a.say(t, strings.Repeat("not heard\n", wire.StdinWindow/5))
+		a.breakConn()
+		a.say(t, strings.Repeat("not heard\n", wire.StdinWindow/5))
+		_ = a.in.Close()
+		if err := w.all.Signal(name, "TERM"); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-a.done; err != nil || a.exit.Signal != "TERM" || a.out.String() != "begun\n" {
+			t.Errorf("%s: %v, %+v, %q", name, err, a.exit, a.out.String())
+		}
+	}
+}
+
+// TestEndOfTerminal: the end of input of a session with a terminal is typed, and does not end its input for good.
+func TestEndOfTerminal(t *testing.T) {
+	w := newWorld(t)
+	w.start("tty", wire.SessionPTY, "sh", "-c", "stty -echo; echo up; cat; echo again; cat; read l; exit 3")
+	a := w.attach(exec.Session{Name: "tty", Tail: wire.TailAll})
+	a.out.until("up")
+	for _, text := range []string{"one\n", "begun"} {
+		s := w.attach(exec.Session{Name: "tty", Write: true, SendOnly: true})
+		s.say(t, text)
+		_ = s.in.Close()
+		if err := <-s.done; err != nil {
+			t.Fatal(err)
+		}
+		if text == "one\n" {
+			a.out.until("again")
+		}
+	}
+	a.out.until("begun")
+	b := w.attach(exec.Session{Name: "tty", Write: true, KeepOpen: true})
+	b.say(t, "bye\n")
+	if err := <-b.done; err != nil || b.exit.Status != 3 {
+		t.Errorf("%v, %+v", err, b.exit)
+	}
+}
