@@ -204,6 +204,10 @@ func (s *remoteSession) forward(ctx context.Context, sigs <-chan os.Signal, name
 	for {
 		select {
 		case sig := <-sigs:
+			if s.remote.session != nil && s.remote.session.sendOnly { // the signal is for the sending: the session goes on
+				s.cancel(signalError{sig})
+				return
+			}
 			if s.leaves(sig) {
 				s.cancel(detachedError{})
 				return

@@ -81,6 +81,7 @@ func (c *conn) serve() (wire.ExecExit, error) {
 		}
 		c.close()
 	} else {
+		err = c.inputLeft()
 		c.r.post(func() { c.collect = true })
 		_ = c.nc.SetWriteDeadline(time.Now().Add(lastWordTimeout))
 	}

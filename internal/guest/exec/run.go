@@ -261,7 +261,7 @@ var errRetry = errors.New("try again")
 
 // final tells whether there is no use in dialling again.
 func final(err error) bool {
-	if errors.Is(err, wire.ErrProtocol) || errors.As(err, new(*wire.ExecError)) {
+	if errors.Is(err, wire.ErrProtocol) || errors.Is(err, ErrInputLeft) || errors.As(err, new(*wire.ExecError)) {
 		return true
 	}
 	if !errors.As(err, new(*api.Error)) {

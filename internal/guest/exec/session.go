@@ -96,6 +96,16 @@ func (c *conn) sentAll() bool {
 	return o != nil && o.SendOnly && c.leaving && c.r.in.Base() == c.r.in.End()
 }
 
+// inputLeft is the error of a run that only sends, where its session has ended before all was taken.
+func (c *conn) inputLeft() error {
+	c.r.mu.Lock()
+	defer c.r.mu.Unlock()
+	if o := c.r.opts.Session; o != nil && o.SendOnly && c.r.in.Base() < c.r.in.End() {
+		return ErrInputLeft
+	}
+	return nil
+}
+
 // detach tells the agent that a session is left, where there is one and it can be told soon.
 func (c *conn) detach() {
 	if c.r.opts.Session == nil {
