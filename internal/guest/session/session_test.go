@@ -454,6 +454,33 @@ func TestEndOfGuest(t *testing.T) {
 	}
 }
 
+// TestFullDisk: a session that was cut off, and whose end cannot be written, keeps its log.
+func TestFullDisk(t *testing.T) {
+	w := newWorld(t)
+	w.start("cut", wire.SessionNone, "sh", "-c", "echo begun; exec sleep 1000")
+	w.start("bad", wire.SessionNone, "sh", "-c", "exec sleep 1000")
+	a := w.attach(exec.Session{Name: "cut", Tail: wire.TailAll})
+	a.out.until("begun\n")
+	w.end()
+	if err := os.Mkdir(filepath.Join(w.path, "cut", endFile+".new"), 0o700); err != nil { // in the way of a file
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(w.path, "bad", metaFile), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		w.boot()
+		if list := w.all.List().Sessions; len(list) != 1 || list[0].Name != "cut" || !list[0].Ended || list[0].Stdout != 6 {
+			t.Errorf("after the boot: %+v", list)
+		}
+		if got := w.log("cut"); got != "begun\n" {
+			t.Errorf("its log: %q", got)
+		}
+		w.end()
+	}
+	w.boot()
+}
+
 // TestNotStarted: what cannot be started leaves nothing.
 func TestNotStarted(t *testing.T) {
 	w := newWorld(t)
@@ -665,4 +692,28 @@ func TestEndOfTerminal(t *testing.T) {
 	if err := <-b.done; err != nil || b.exit.Status != 3 {
 		t.Errorf("%v, %+v", err, b.exit)
 	}
+}
+
+// TestInputLeft: who only sends is told where the session ended before it had all of it.
+func TestInputLeft(t *testing.T) {
+	w := newWorld(t)
+	w.start("s", wire.SessionPipe, "sh", "-c", "head -c 1; exit 3")
+	_, err := exec.Run(t.Context(), exec.Options{Dial: dial(w.m), Session: &exec.Session{Name: "s", Write: true, SendOnly: true, KeepOpen: true},
+		Stdin: io.LimitReader(zeros{}, 64<<20)})
+	if !errors.Is(err, exec.ErrInputLeft) {
+		t.Errorf("error %v", err)
+	}
+	w.start("all", wire.SessionPipe, "sh", "-c", "cat; exit 3")
+	if _, err := exec.Run(t.Context(), exec.Options{Dial: dial(w.m), Session: &exec.Session{Name: "all", Write: true, SendOnly: true},
+		Stdin: io.LimitReader(zeros{}, 4<<20)}); err != nil {
+		t.Error(err)
+	}
+}
+
+// zeros is a stdin that has no end.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
 }
