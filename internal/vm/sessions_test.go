@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -10,6 +11,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"os"
 	"runtime"
 	"strings"
@@ -21,6 +23,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/guest/exec"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 	"git.thaloco.com/thaloco/banger/internal/progress"
+	"git.thaloco.com/thaloco/banger/internal/store"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 	"git.thaloco.com/thaloco/banger/internal/vmm/fakeguest"
 )
@@ -296,6 +299,90 @@ func TestSessionsThatFail(t *testing.T) {
 	w.engine.unreachable.Store(false)
 	if s := w.untilSession("s", isEnded); s.Reason != reasonNotStarted {
 		t.Errorf("%+v", s)
+	}
+}
+
+// TestRefusedSession: what an agent refused to start leaves no record.
+func TestRefusedSession(t *testing.T) {
+	for _, answer := range []string{
+		"404 Not Found\r\nContent-Length: 0\r\n\r\n",
+		"503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 49\r\n\r\n" + `{"error":{"kind":"unavailable","message":"full"}}`,
+	} {
+		w := withGuests(t)
+		var refuses atomic.Bool
+		guest := w.engine.dialGuest
+		w.engine.dialGuest = func(port uint32) (net.Conn, error) {
+			if !refuses.Load() {
+				return guest(port)
+			}
+			near, far := net.Pipe()
+			go func() {
+				defer far.Close()
+				r, err := http.ReadRequest(bufio.NewReader(far))
+				if err == nil {
+					_, _ = io.Copy(io.Discard, r.Body)
+					_, _ = io.WriteString(far, "HTTP/1.1 "+answer)
+				}
+			}()
+			return near, nil
+		}
+		w.create(api.CreateVM{Name: "box", Start: true})
+		refuses.Store(true)
+		if s, err := w.svc.StartSession(t.Context(), "box", api.StartSession{Name: "s", Command: []string{"true"}}); err == nil {
+			t.Errorf("%.3s: started %+v", answer, s)
+		}
+		if all, err := w.svc.Sessions(t.Context(), "box"); err != nil || len(all) != 0 {
+			t.Errorf("%.3s: left %+v, %v", answer, all, err)
+		}
+		refuses.Store(false)
+	}
+}
+
+// TestPace: news that come all the time are asked for less and less often, until there are none for a while.
+func TestPace(t *testing.T) {
+	var p pace
+	for range sessionsBurst {
+		if d := p.after(0); d != 0 {
+			t.Errorf("waits for %s at once", d)
+		}
+	}
+	for _, want := range []time.Duration{sessionsAgainMin, 2 * sessionsAgainMin, 4 * sessionsAgainMin} {
+		if d := p.after(0); d != want {
+			t.Errorf("waits for %s, want %s", d, want)
+		}
+	}
+	for range 10 {
+		p.after(0)
+	}
+	if d := p.after(0); d != sessionsAgainMax {
+		t.Errorf("waits for %s at last", d)
+	}
+	if d := p.after(sessionsEarly); d != 0 {
+		t.Errorf("waits for %s after a while without news", d)
+	}
+}
+
+// TestEndedWith: of what has ended before its VM only what a signal of a guest's end has ended is taken to have ended of that.
+func TestEndedWith(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	before := now.Add(-time.Second)
+	long := now.Add(-time.Hour)
+	for _, tt := range []struct {
+		v    store.Session
+		want bool
+	}{
+		{store.Session{State: api.SessionEnded, Signal: "TERM", EndedAt: &before}, true},
+		{store.Session{State: api.SessionEnded, Signal: "KILL", EndedAt: &before}, true},
+		{store.Session{State: api.SessionEnded, Signal: "SEGV", EndedAt: &before}, false},
+		{store.Session{State: api.SessionEnded, EndedAt: &before}, false},
+		{store.Session{State: api.SessionEnded, Signal: "TERM", EndedAt: &long}, false},
+		{store.Session{State: api.SessionEnded, Signal: "TERM", EndedAt: &before, Asked: true}, false},
+		{store.Session{State: api.SessionEnded, Signal: "TERM", EndedAt: &before, Reason: reasonRestarted}, false},
+		{store.Session{State: api.SessionRunning}, false},
+	} {
+		if got := endedWith(tt.v, now); got != tt.want {
+			t.Errorf("%+v: %v", tt.v, got)
+		}
 	}
 }
 
