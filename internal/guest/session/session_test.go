@@ -461,6 +461,7 @@ func TestFullDisk(t *testing.T) {
 	w.start("bad", wire.SessionNone, "sh", "-c", "exec sleep 1000")
 	a := w.attach(exec.Session{Name: "cut", Tail: wire.TailAll})
 	a.out.until("begun\n")
+	a.leave(t)
 	w.end()
 	if err := os.Mkdir(filepath.Join(w.path, "cut", endFile+".new"), 0o700); err != nil { // in the way of a file
 		t.Fatal(err)
@@ -716,4 +717,20 @@ type zeros struct{}
 func (zeros) Read(p []byte) (int, error) {
 	clear(p)
 	return len(p), nil
+}
+
+// TestRemoveAndStart: a session keeps what it prints where one of its name is being removed.
+func TestRemoveAndStart(t *testing.T) {
+	w := newWorld(t)
+	for i := range 20 {
+		w.start("s", wire.SessionNone, "echo", fmt.Sprint(i))
+		w.ended("s")
+		if got := w.log("s"); got != fmt.Sprintln(i) {
+			t.Fatalf("log %d: %q", i, got)
+		}
+		go func() { _ = w.all.Remove("s") }()
+		for list := w.all.List(); len(list.Sessions) > 0; {
+			list = w.all.Wait(t.Context(), list.Seq)
+		}
+	}
 }
