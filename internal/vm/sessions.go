@@ -140,7 +140,7 @@ func (s *Service) StartSession(ctx context.Context, nameOrID string, req api.Sta
 		}
 	}
 	v := store.Session{VM: rec.ID, Name: req.Name, State: api.SessionStarting, ID: exec.NewID(), Command: req.Command, Dir: req.Dir, User: req.User,
-		Stdin: req.Stdin, CreatedAt: s.cfg.Host.Now()}
+		Stdin: req.Stdin, CreatedAt: s.cfg.Host.Now(), LogBytes: s.cfg.Sessions.Bytes, LogFiles: s.cfg.Sessions.Files}
 	done := s.beginSession(rec.ID, v.Name)
 	defer func() {
 		done()
@@ -253,7 +253,7 @@ func unknownToAgent(rec store.VM, err error) error {
 func (s *Service) startInGuest(ctx context.Context, l *live, v store.Session, req api.StartSession) (wire.SessionStatus, error) {
 	guest := s.guest(l)
 	start := wire.SessionStart{Version: wire.Version, ID: v.ID, Name: v.Name, Argv: req.Command, Dir: req.Dir, Env: req.Env, User: req.User,
-		Stdin: req.Stdin, Rows: req.Rows, Cols: req.Cols, LogBytes: s.cfg.Sessions.Bytes, LogFiles: s.cfg.Sessions.Files}
+		Stdin: req.Stdin, Rows: req.Rows, Cols: req.Cols, LogBytes: v.LogBytes, LogFiles: v.LogFiles}
 	st, err := guest.StartSession(ctx, start)
 	var x *wire.ExecError
 	if errors.As(err, &x) && x.Code == wire.ExecExists {

@@ -483,3 +483,21 @@ type noted struct {
 func (n *noted) Step(string)      {}
 func (n *noted) Note(text string) { n.text += text }
 func (n *noted) String() string   { return n.text }
+
+// TestLogBudget: what is read off a drive is bounded by what the session was given.
+func TestLogBudget(t *testing.T) {
+	limits := SessionLimits{Bytes: 1 << 20, Files: 3}
+	for _, tt := range []struct {
+		v    store.Session
+		want int64
+	}{
+		{store.Session{}, 3 << 20},
+		{store.Session{LogBytes: 100 << 20, LogFiles: 4}, 400 << 20},
+		{store.Session{LogBytes: 1 << 40, LogFiles: 16}, maxDriveLog},
+		{store.Session{LogBytes: 1, LogFiles: 1}, 2 * 128 << 10},
+	} {
+		if got := logBudget(tt.v, limits); got != tt.want {
+			t.Errorf("%d files of %d bytes: %d, want %d", tt.v.LogFiles, tt.v.LogBytes, got, tt.want)
+		}
+	}
+}
