@@ -244,7 +244,7 @@ var signalNames = map[os.Signal]string{syscall.SIGINT: "INT", syscall.SIGTERM: "
 func (s *remoteSession) Read(p []byte) (int, error) {
 	if s.left {
 		s.cancel(detachedError{}) // what was typed in front of the key is on its way
-		select {} // what is typed now is not for the session, and this is not the end of its stdin
+		select {}                 // what is typed now is not for the session, and this is not the end of its stdin
 	}
 	n, err := s.in.Read(p)
 	if s.detach != nil {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -123,7 +124,7 @@ func TestSignalWhileSending(t *testing.T) {
 		sigs := make(chan os.Signal, 1)
 		sigs <- sig
 		s.forward(ctx, sigs, nil)
-		if err := context.Cause(ctx); err != error(signalError{sig}) {
+		if err := context.Cause(ctx); !errors.Is(err, signalError{sig}) {
 			t.Errorf("%v ended it with %v", sig, err)
 		}
 	}
