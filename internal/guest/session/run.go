@@ -283,6 +283,7 @@ func (e *session) typeEnd(by string) {
 	if e.last != 0 && e.last != '\n' && e.last != '\r' {
 		e.keys.left = 2
 	}
+	e.last = 0 // what comes begins a line
 }
 
 // source is the process's stdin.
