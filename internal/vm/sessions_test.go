@@ -501,3 +501,41 @@ func TestLogBudget(t *testing.T) {
 		}
 	}
 }
+
+// TestReasons: what ends while its VM is stopped ended of that, unless somebody asked for its end; one that failed by itself just before did not.
+func TestReasons(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	vm := w.create(api.CreateVM{Name: "box"})
+	rec, err := w.db.UpdateVM(ctx, vm.ID, func(r *store.VM) error { r.State = api.StateStopping; return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	insert := func(v store.Session) store.Session {
+		t.Helper()
+		v.VM, v.ID, v.CreatedAt = rec.ID, exec.NewID(), w.svc.cfg.Host.Now()
+		if v.State == api.SessionEnded {
+			v.EndedAt = &v.CreatedAt
+		}
+		if err := w.db.InsertSession(ctx, v); err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	handles := insert(store.Session{Name: "handles", State: api.SessionRunning, PID: 7})
+	asked := insert(store.Session{Name: "asked", State: api.SessionRunning, PID: 8, Asked: true})
+	insert(store.Session{Name: "term", State: api.SessionEnded, Signal: "TERM"})
+	insert(store.Session{Name: "segv", State: api.SessionEnded, Signal: "SEGV"})
+	if v := w.svc.takeSession(ctx, rec, handles, wire.SessionStatus{ID: handles.ID, PID: 9}, true); v.PID != 7 || v.State != api.SessionRunning {
+		t.Errorf("with another pid: %+v", v)
+	}
+	ended := wire.SessionStatus{Ended: true, Exit: &wire.ExecExit{}}
+	w.svc.takeSession(ctx, rec, handles, ended, true)
+	w.svc.takeSession(ctx, rec, asked, ended, true)
+	w.svc.endSessions(rec.ID, reasonStopped)
+	for name, want := range map[string]string{"handles": reasonStopped, "asked": "", "term": reasonStopped, "segv": ""} {
+		if v, err := w.db.Session(ctx, rec.ID, name); err != nil || v.State != api.SessionEnded || v.Reason != want {
+			t.Errorf("%s: %+v, %v", name, v, err)
+		}
+	}
+}
