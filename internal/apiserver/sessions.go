@@ -61,9 +61,11 @@ func (s *Server) sessionLogs(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	out := &flusher{w: w, c: http.NewResponseController(w), each: want.Follow}
 	err = s.cfg.VMs.SessionLogs(r.Context(), r.PathValue("name"), r.PathValue("session"), want, out)
-	if err != nil && !out.wrote {
+	switch {
+	case err != nil && !out.wrote:
 		writeError(w, r, err)
-		return
+	case err != nil:
+		s.streamEnded(r, err)
+		panic(http.ErrAbortHandler) // net/http's way to cut an answer: it is not all of the log
 	}
-	s.streamEnded(r, err)
 }

@@ -3,6 +3,7 @@ package apiserver
 import (
 	"context"
 	"io"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -41,6 +42,9 @@ func (f *sessionVMs) DeleteSession(_ context.Context, vm, name string, force boo
 func (f *sessionVMs) SessionLogs(_ context.Context, _, _ string, req api.SessionLogs, w io.Writer) error {
 	f.logs = req
 	_, err := io.WriteString(w, "printed\n")
+	if req.Tail == 7 {
+		return io.ErrUnexpectedEOF
+	}
 	return err
 }
 
@@ -66,6 +70,19 @@ func TestSessions(t *testing.T) {
 	res, body = request(t, srv, "GET", "/v1/vms/web/sessions/planner/logs?stream=stderr&since=1m&tail=5&follow=true", "")
 	if want := (api.SessionLogs{Stream: "stderr", Since: time.Minute, Tail: 5, Follow: true}); res.StatusCode != 200 || body != "printed\n" || vms.logs != want {
 		t.Errorf("logs %+v: status %d, %q", vms.logs, res.StatusCode, body)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), "GET", srv.URL+"/v1/vms/web/sessions/planner/logs?tail=7", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Host = "banger"
+	cut, err := srv.Client().Do(req)
+	if err == nil {
+		_, err = io.ReadAll(cut.Body)
+		_ = cut.Body.Close()
+	}
+	if err == nil {
+		t.Error("a log that broke off looks whole")
 	}
 	if res, body = request(t, srv, "GET", "/v1/vms/web/sessions/planner/logs?stream=both", ""); res.StatusCode != 400 {
 		t.Errorf("logs of no stream: status %d, %s", res.StatusCode, body)

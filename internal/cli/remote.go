@@ -97,7 +97,8 @@ func (a *App) runRemote(ctx context.Context, c *client.Client, r remote) error {
 		Stdout: a.Out, Stderr: a.Err, OnState: s.state,
 	}
 	if r.session != nil {
-		s.detach, _ = config.DetachByte(r.session.key)
+		key, _ := config.DetachByte(r.session.key)
+		s.detach = detachSearch(key)
 		opts.Session, opts.OnReadOnly, opts.OnDropped = r.session.options(), s.onReadOnly, s.onDropped
 		s.readOnly.Store(!r.session.write)
 	}
@@ -107,6 +108,7 @@ func (a *App) runRemote(ctx context.Context, c *client.Client, r remote) error {
 	opts.Signals = names
 	go s.forward(ctx, sigs, names)
 	defer pipeErrors()()
+	reset := func() {}
 	if r.stdin && !a.Terminal.InBackground {
 		opts.Stdin = in
 	}
@@ -128,9 +130,15 @@ func (a *App) runRemote(ctx context.Context, c *client.Client, r remote) error {
 		if opts.Stdin != nil {
 			opts.Stdin = &s
 		}
+		if r.session != nil && a.Terminal.Out {
+			screen := &screenWriter{w: a.Out}
+			opts.Stdout = screen
+			reset = screen.reset
+		}
 	}
 	exit, err := exec.Run(ctx, opts)
 	s.settle()
+	reset()
 	return a.remoteEnd(r, exit, err)
 }
 
@@ -171,8 +179,8 @@ type remoteSession struct {
 	raw    atomic.Bool
 	lost   atomic.Pointer[time.Timer] // set while the connection is broken
 	said   atomic.Bool                // that it is
-	// detach is what a raw terminal sends for the key that leaves a session, 0 for none; readOnly tells that somebody else writes to it.
-	detach   byte
+	// detach finds in what a raw terminal sends the key that leaves a session; nil for none. readOnly tells that somebody else writes to it.
+	detach   func(typed []byte) int
 	left     bool // the key was pressed; belongs to Read
 	readOnly atomic.Bool
 	keys     repeats // belongs to Read
@@ -204,6 +212,10 @@ func (s *remoteSession) forward(ctx context.Context, sigs <-chan os.Signal, name
 	for {
 		select {
 		case sig := <-sigs:
+			if s.remote.session != nil && s.remote.session.sendOnly { // the signal is for the sending: the session goes on
+				s.cancel(signalError{sig})
+				return
+			}
 			if s.leaves(sig) {
 				s.cancel(detachedError{})
 				return
@@ -231,13 +243,14 @@ var signalNames = map[os.Signal]string{syscall.SIGINT: "INT", syscall.SIGTERM: "
 // of them end the run.
 func (s *remoteSession) Read(p []byte) (int, error) {
 	if s.left {
-		select {} // what is typed now is not for the session, and this is not the end of its stdin
+		s.cancel(detachedError{}) // what was typed in front of the key is on its way
+		select {}                 // what is typed now is not for the session, and this is not the end of its stdin
 	}
 	n, err := s.in.Read(p)
-	if s.detach != 0 {
-		if at := bytes.IndexByte(p[:n], s.detach); at >= 0 {
+	if s.detach != nil {
+		if at := s.detach(p[:n]); at >= 0 {
 			s.left = true
-			s.cancel(detachedError{})
+			time.AfterFunc(leaveWithin, func() { s.cancel(detachedError{}) }) // where there is no room for it nobody reads on
 			return at, nil
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"git.thaloco.com/thaloco/banger/api"
+	"git.thaloco.com/thaloco/banger/internal/guest/exec"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 )
 
@@ -56,6 +57,9 @@ func runVMSessionSend(ctx context.Context, a *App, o *vmSessionSendOptions) erro
 	switch {
 	case errors.As(err, new(statusError)): // it took everything, and has ended
 		return nil
+	case errors.Is(err, exec.ErrInputLeft):
+		return api.Errorf(api.KindConflict, "session %q of vm %q ended before it had taken all input", s.Name, s.VM).
+			WithHint("how it ended: banger vm session show %s %s", s.VM, s.Name)
 	case !errors.As(err, &x):
 		return err
 	case x.Code == wire.ExecTakenOver:

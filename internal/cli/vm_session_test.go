@@ -4,10 +4,13 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -110,5 +113,19 @@ func TestSessionTable(t *testing.T) {
 	a := newTestApp(t)
 	if got := a.sessionAge(api.Session{CreatedAt: a.Now().Add(-90 * time.Second)}); got != "1m" {
 		t.Errorf("age %q", got)
+	}
+}
+
+// TestSignalWhileSending: signals end the sending and do not go to the session.
+func TestSignalWhileSending(t *testing.T) {
+	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		s := remoteSession{app: newTestApp(t).App, remote: remote{session: &attachment{write: true, sendOnly: true}}, cancel: cancel}
+		sigs := make(chan os.Signal, 1)
+		sigs <- sig
+		s.forward(ctx, sigs, nil)
+		if err := context.Cause(ctx); !errors.Is(err, signalError{sig}) {
+			t.Errorf("%v ended it with %v", sig, err)
+		}
 	}
 }

@@ -27,6 +27,9 @@ type Session struct {
 	PID       int        `json:"pid,omitempty"`
 	CreatedAt time.Time  `json:"created_at"`
 	EndedAt   *time.Time `json:"ended_at,omitempty"`
+	// LogBytes and LogFiles bound its log: so many files of so many bytes each. They are 0 where that is not known.
+	LogBytes int64 `json:"log_bytes,omitempty"`
+	LogFiles int   `json:"log_files,omitempty"`
 	// Status is nil where it is not known.
 	Status *int   `json:"status,omitempty"`
 	Signal string `json:"signal,omitempty"`

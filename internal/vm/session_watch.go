@@ -18,6 +18,30 @@ const (
 	sessionsAgainMax = 2 * time.Second
 )
 
+// A wait for news of sessions that was shorter than sessionsEarly had some soon. Of such in a row sessionsBurst are fine.
+const (
+	sessionsEarly = time.Second
+	sessionsBurst = 16
+)
+
+// pace bounds how often a guest may have news of its sessions: each is worth some work of the host. The zero value is ready.
+type pace struct {
+	early int
+	wait  time.Duration
+}
+
+// after is how long to wait after one wait for news.
+func (p *pace) after(waited time.Duration) time.Duration {
+	if waited >= sessionsEarly {
+		*p = pace{}
+		return 0
+	}
+	if p.early++; p.early > sessionsBurst {
+		p.wait = min(max(2*p.wait, sessionsAgainMin), sessionsAgainMax)
+	}
+	return p.wait
+}
+
 // signalledAtEnd is how long before the end of a VM a session may have ended by a signal and is taken to have ended of it.
 const signalledAtEnd = 15 * time.Second
 
@@ -109,30 +133,34 @@ func (s *Service) followSessions(rec store.VM, l *live) {
 func (s *Service) askSessions(ctx context.Context, rec store.VM, l *live) {
 	var seq uint64
 	again := sessionsAgainMin
+	var news pace
 	for {
 		if _, err := l.until(ctx, func(st vmm.Status) bool { return st.Mark.Reached(api.MarkAgent) }); err != nil {
 			return
 		}
+		asked := time.Now()
 		list, kicked, err := s.pollSessions(ctx, l, seq)
 		if kicked {
-			seq = 0
+			seq, news = 0, pace{}
 			continue
 		}
-		if err == nil {
-			seq, again = list.Seq, sessionsAgainMin
+		pause := again
+		switch {
+		case err == nil:
+			seq, again, pause = list.Seq, sessionsAgainMin, news.after(time.Since(asked))
 			if !s.takeSessions(ctx, rec, l, list.Sessions) {
 				return
 			}
-			continue
-		}
-		if api.KindOf(err) == api.KindUnavailable { // a guest without sessions
+		case api.KindOf(err) == api.KindUnavailable, noSessions(err): // a guest without sessions
 			return
+		default:
+			s.cfg.Log.Debug("ask about sessions", "vm", rec.Name, "err", err)
+			seq, again = 0, min(2*again, sessionsAgainMax)
 		}
-		s.cfg.Log.Debug("ask about sessions", "vm", rec.Name, "err", err)
-		seq = 0
 		select {
-		case <-time.After(again):
-			again = min(2*again, sessionsAgainMax)
+		case <-time.After(pause):
+		case <-l.sessions:
+			seq, news = 0, pace{}
 		case <-ctx.Done():
 			return
 		}
@@ -205,7 +233,7 @@ func (s *Service) takeSession(ctx context.Context, rec store.VM, v store.Session
 			s.endSession(v, reasonNotStarted)
 		case !known:
 			s.endSession(v, "the guest does not know it any more")
-		case !st.Ended && v.State == api.SessionRunning && v.PID == st.PID:
+		case !st.Ended && v.State == api.SessionRunning: // whatever pid it is said to have now
 			return errSessionUnchanged
 		case !st.Ended:
 			v.State, v.PID = api.SessionRunning, st.PID
@@ -213,7 +241,7 @@ func (s *Service) takeSession(ctx context.Context, rec store.VM, v store.Session
 			reason := ""
 			if vm, err := s.cfg.Records.VM(ctx, rec.ID); st.Exit == nil {
 				reason = reasonRestarted
-			} else if err == nil && vm.State == api.StateStopping && st.Exit.Signal != "" {
+			} else if err == nil && vm.State == api.StateStopping && !v.Asked {
 				reason = reasonStopped
 			}
 			s.endSession(v, reason)
@@ -294,7 +322,15 @@ func (s *Service) unknownSession(ctx context.Context, rec store.VM, l *live, st 
 	return true
 }
 
-// endSessions records that a VM has ended, for its sessions. Those that a signal ended just before ended of the same.
+// endedWith tells whether a session that has ended just before its VM did ended of that: by a signal that the end of a guest sends.
+func endedWith(v store.Session, now time.Time) bool {
+	if v.State != api.SessionEnded || v.Reason != "" || v.Asked || v.EndedAt == nil || now.Sub(*v.EndedAt) >= signalledAtEnd {
+		return false
+	}
+	return v.Signal == "TERM" || v.Signal == "HUP" || v.Signal == "KILL"
+}
+
+// endSessions records that a VM has ended, for its sessions. Those that its end ended just before are given the reason.
 func (s *Service) endSessions(id, reason string) {
 	ctx := context.WithoutCancel(s.ctx)
 	rec, err := s.cfg.Records.VM(ctx, id)
@@ -308,20 +344,24 @@ func (s *Service) endSessions(id, reason string) {
 	}
 	now := s.cfg.Host.Now()
 	for _, v := range all {
-		late := v.State == api.SessionEnded && v.Reason == "" && v.Signal != "" && !v.Asked && v.EndedAt != nil && now.Sub(*v.EndedAt) < signalledAtEnd
-		if v.State == api.SessionEnded && !late {
+		late := v.State == api.SessionEnded
+		if late && !endedWith(v, now) {
 			continue
 		}
 		v, err = s.cfg.Records.UpdateSession(ctx, id, v.Name, func(v *store.Session) error {
-			if v.State == api.SessionEnded {
+			if late = v.State == api.SessionEnded; !late {
+				s.endSession(v, reason)
+			} else if endedWith(*v, now) {
 				v.Reason = reason
-				return nil
 			}
-			s.endSession(v, reason)
 			return nil
 		})
 		if err != nil {
 			s.cfg.Log.Error("record session", "vm", rec.Name, "session", v.Name, "err", err)
+			continue
+		}
+		if late { // its end was told
+			s.tellSessions()
 			continue
 		}
 		s.sessionEnded(rec, v)

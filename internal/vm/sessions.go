@@ -140,7 +140,7 @@ func (s *Service) StartSession(ctx context.Context, nameOrID string, req api.Sta
 		}
 	}
 	v := store.Session{VM: rec.ID, Name: req.Name, State: api.SessionStarting, ID: exec.NewID(), Command: req.Command, Dir: req.Dir, User: req.User,
-		Stdin: req.Stdin, CreatedAt: s.cfg.Host.Now()}
+		Stdin: req.Stdin, CreatedAt: s.cfg.Host.Now(), LogBytes: s.cfg.Sessions.Bytes, LogFiles: s.cfg.Sessions.Files}
 	done := s.beginSession(rec.ID, v.Name)
 	defer func() {
 		done()
@@ -158,6 +158,11 @@ func (s *Service) StartSession(ctx context.Context, nameOrID string, req api.Sta
 	case errors.As(err, &x):
 		return s.sessionFailed(ctx, rec, v, x)
 	case err != nil:
+		if refused(err) {
+			if err := s.cfg.Records.DeleteSession(context.WithoutCancel(ctx), rec.ID, v.Name); err != nil {
+				return api.Session{}, err
+			}
+		}
 		return api.Session{}, fmt.Errorf("start session %q in vm %q: %w", v.Name, rec.Name, unknownToAgent(rec, err))
 	}
 	v, err = s.cfg.Records.UpdateSession(context.WithoutCancel(ctx), rec.ID, v.Name, func(v *store.Session) error {
@@ -216,9 +221,28 @@ func sessionExists(rec store.VM, name string, err error) error {
 		WithHint("choose another name, or, when it has ended, remove it: banger vm session delete %s %s", rec.Name, name)
 }
 
+// refused tells whether an agent's answer to a start says that nothing was started. Where there is no answer nobody knows yet.
+func refused(err error) bool {
+	switch api.KindOf(err) {
+	case api.KindNotFound, api.KindUnavailable, api.KindInvalid, api.KindConflict:
+		return true
+	}
+	return withoutSessions(err)
+}
+
+// withoutSessions tells whether an answer to a start is that of an agent of an earlier banger.
+func withoutSessions(err error) bool {
+	return noSessions(err) || strings.Contains(err.Error(), "without a reason")
+}
+
+// noSessions tells whether an agent knows nothing of sessions.
+func noSessions(err error) bool {
+	return api.KindOf(err) == api.KindNotFound || strings.Contains(err.Error(), "answered 404")
+}
+
 // unknownToAgent explains an agent of an earlier banger.
 func unknownToAgent(rec store.VM, err error) error {
-	if api.KindOf(err) == api.KindNotFound || strings.Contains(err.Error(), "without a reason") || strings.Contains(err.Error(), "answered 404") {
+	if withoutSessions(err) {
 		return api.Errorf(api.KindConflict, "the agent in the VM is one of an earlier banger, which has no sessions").
 			WithHint("restart the VM: banger vm restart %s", rec.Name)
 	}
@@ -229,12 +253,12 @@ func unknownToAgent(rec store.VM, err error) error {
 func (s *Service) startInGuest(ctx context.Context, l *live, v store.Session, req api.StartSession) (wire.SessionStatus, error) {
 	guest := s.guest(l)
 	start := wire.SessionStart{Version: wire.Version, ID: v.ID, Name: v.Name, Argv: req.Command, Dir: req.Dir, Env: req.Env, User: req.User,
-		Stdin: req.Stdin, Rows: req.Rows, Cols: req.Cols, LogBytes: s.cfg.Sessions.Bytes, LogFiles: s.cfg.Sessions.Files}
+		Stdin: req.Stdin, Rows: req.Rows, Cols: req.Cols, LogBytes: v.LogBytes, LogFiles: v.LogFiles}
 	st, err := guest.StartSession(ctx, start)
 	var x *wire.ExecError
 	if errors.As(err, &x) && x.Code == wire.ExecExists {
-		if err := guest.RemoveSession(ctx, v.Name); err != nil {
-			return st, err
+		if err := guest.RemoveSession(ctx, v.Name); err != nil && api.KindOf(err) != api.KindNotFound {
+			return st, wire.ExecErrorf(wire.ExecExists, "another one of that name: %v", err)
 		}
 		st, err = guest.StartSession(ctx, start)
 	}

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -10,6 +11,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"os"
 	"runtime"
 	"strings"
@@ -21,6 +23,7 @@ import (
 	"git.thaloco.com/thaloco/banger/internal/guest/exec"
 	"git.thaloco.com/thaloco/banger/internal/guest/wire"
 	"git.thaloco.com/thaloco/banger/internal/progress"
+	"git.thaloco.com/thaloco/banger/internal/store"
 	"git.thaloco.com/thaloco/banger/internal/vmm"
 	"git.thaloco.com/thaloco/banger/internal/vmm/fakeguest"
 )
@@ -149,6 +152,19 @@ func TestSessionSocket(t *testing.T) {
 		}
 		runtime.Gosched() // it goes right after the end is recorded
 	}
+}
+
+// TestSocketWithoutStdin: a client of a session that takes no stdin has left once it closes its connection.
+func TestSocketWithoutStdin(t *testing.T) {
+	w := withGuests(t)
+	w.create(api.CreateVM{Name: "box", Start: true})
+	s := w.startSession(api.StartSession{Name: "s", Command: []string{"sh", "-c", "echo begun; exec sleep 1000"}})
+	conn := dialSocket(t, s)
+	expect(t, conn, "begun\n")
+	w.untilSession("s", func(s api.Session) bool { return s.Writer })
+	_, _ = io.WriteString(conn, "not heard\n")
+	_ = conn.Close()
+	w.untilSession("s", func(s api.Session) bool { return !s.Writer && s.Readers == 0 })
 }
 
 // TestSessionsAfterRestart: a new daemon finds the sessions that run, with their sockets, and knows of those that have ended.
@@ -286,6 +302,90 @@ func TestSessionsThatFail(t *testing.T) {
 	}
 }
 
+// TestRefusedSession: what an agent refused to start leaves no record.
+func TestRefusedSession(t *testing.T) {
+	for _, answer := range []string{
+		"404 Not Found\r\nContent-Length: 0\r\n\r\n",
+		"503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 49\r\n\r\n" + `{"error":{"kind":"unavailable","message":"full"}}`,
+	} {
+		w := withGuests(t)
+		var refuses atomic.Bool
+		guest := w.engine.dialGuest
+		w.engine.dialGuest = func(port uint32) (net.Conn, error) {
+			if !refuses.Load() {
+				return guest(port)
+			}
+			near, far := net.Pipe()
+			go func() {
+				defer far.Close()
+				r, err := http.ReadRequest(bufio.NewReader(far))
+				if err == nil {
+					_, _ = io.Copy(io.Discard, r.Body)
+					_, _ = io.WriteString(far, "HTTP/1.1 "+answer)
+				}
+			}()
+			return near, nil
+		}
+		w.create(api.CreateVM{Name: "box", Start: true})
+		refuses.Store(true)
+		if s, err := w.svc.StartSession(t.Context(), "box", api.StartSession{Name: "s", Command: []string{"true"}}); err == nil {
+			t.Errorf("%.3s: started %+v", answer, s)
+		}
+		if all, err := w.svc.Sessions(t.Context(), "box"); err != nil || len(all) != 0 {
+			t.Errorf("%.3s: left %+v, %v", answer, all, err)
+		}
+		refuses.Store(false)
+	}
+}
+
+// TestPace: news that come all the time are asked for less and less often, until there are none for a while.
+func TestPace(t *testing.T) {
+	var p pace
+	for range sessionsBurst {
+		if d := p.after(0); d != 0 {
+			t.Errorf("waits for %s at once", d)
+		}
+	}
+	for _, want := range []time.Duration{sessionsAgainMin, 2 * sessionsAgainMin, 4 * sessionsAgainMin} {
+		if d := p.after(0); d != want {
+			t.Errorf("waits for %s, want %s", d, want)
+		}
+	}
+	for range 10 {
+		p.after(0)
+	}
+	if d := p.after(0); d != sessionsAgainMax {
+		t.Errorf("waits for %s at last", d)
+	}
+	if d := p.after(sessionsEarly); d != 0 {
+		t.Errorf("waits for %s after a while without news", d)
+	}
+}
+
+// TestEndedWith: of what has ended before its VM only what a signal of a guest's end has ended is taken to have ended of that.
+func TestEndedWith(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	before := now.Add(-time.Second)
+	long := now.Add(-time.Hour)
+	for _, tt := range []struct {
+		v    store.Session
+		want bool
+	}{
+		{store.Session{State: api.SessionEnded, Signal: "TERM", EndedAt: &before}, true},
+		{store.Session{State: api.SessionEnded, Signal: "KILL", EndedAt: &before}, true},
+		{store.Session{State: api.SessionEnded, Signal: "SEGV", EndedAt: &before}, false},
+		{store.Session{State: api.SessionEnded, EndedAt: &before}, false},
+		{store.Session{State: api.SessionEnded, Signal: "TERM", EndedAt: &long}, false},
+		{store.Session{State: api.SessionEnded, Signal: "TERM", EndedAt: &before, Asked: true}, false},
+		{store.Session{State: api.SessionEnded, Signal: "TERM", EndedAt: &before, Reason: reasonRestarted}, false},
+		{store.Session{State: api.SessionRunning}, false},
+	} {
+		if got := endedWith(tt.v, now); got != tt.want {
+			t.Errorf("%+v: %v", tt.v, got)
+		}
+	}
+}
+
 // TestSessionWithoutRecord: an ended one is removed from the guest, so that its name is free.
 func TestSessionWithoutRecord(t *testing.T) {
 	w := withGuests(t)
@@ -383,3 +483,59 @@ type noted struct {
 func (n *noted) Step(string)      {}
 func (n *noted) Note(text string) { n.text += text }
 func (n *noted) String() string   { return n.text }
+
+// TestLogBudget: what is read off a drive is bounded by what the session was given.
+func TestLogBudget(t *testing.T) {
+	limits := SessionLimits{Bytes: 1 << 20, Files: 3}
+	for _, tt := range []struct {
+		v    store.Session
+		want int64
+	}{
+		{store.Session{}, 3 << 20},
+		{store.Session{LogBytes: 100 << 20, LogFiles: 4}, 400 << 20},
+		{store.Session{LogBytes: 1 << 40, LogFiles: 16}, maxDriveLog},
+		{store.Session{LogBytes: 1, LogFiles: 1}, 2 * 128 << 10},
+	} {
+		if got := logBudget(tt.v, limits); got != tt.want {
+			t.Errorf("%d files of %d bytes: %d, want %d", tt.v.LogFiles, tt.v.LogBytes, got, tt.want)
+		}
+	}
+}
+
+// TestReasons: what ends while its VM is stopped ended of that, unless somebody asked for its end; one that failed by itself just before did not.
+func TestReasons(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	vm := w.create(api.CreateVM{Name: "box"})
+	rec, err := w.db.UpdateVM(ctx, vm.ID, func(r *store.VM) error { r.State = api.StateStopping; return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	insert := func(v store.Session) store.Session {
+		t.Helper()
+		v.VM, v.ID, v.CreatedAt = rec.ID, exec.NewID(), w.svc.cfg.Host.Now()
+		if v.State == api.SessionEnded {
+			v.EndedAt = &v.CreatedAt
+		}
+		if err := w.db.InsertSession(ctx, v); err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	handles := insert(store.Session{Name: "handles", State: api.SessionRunning, PID: 7})
+	asked := insert(store.Session{Name: "asked", State: api.SessionRunning, PID: 8, Asked: true})
+	insert(store.Session{Name: "term", State: api.SessionEnded, Signal: "TERM"})
+	insert(store.Session{Name: "segv", State: api.SessionEnded, Signal: "SEGV"})
+	if v := w.svc.takeSession(ctx, rec, handles, wire.SessionStatus{ID: handles.ID, PID: 9}, true); v.PID != 7 || v.State != api.SessionRunning {
+		t.Errorf("with another pid: %+v", v)
+	}
+	ended := wire.SessionStatus{Ended: true, Exit: &wire.ExecExit{}}
+	w.svc.takeSession(ctx, rec, handles, ended, true)
+	w.svc.takeSession(ctx, rec, asked, ended, true)
+	w.svc.endSessions(rec.ID, reasonStopped)
+	for name, want := range map[string]string{"handles": reasonStopped, "asked": "", "term": reasonStopped, "segv": ""} {
+		if v, err := w.db.Session(ctx, rec.ID, name); err != nil || v.State != api.SessionEnded || v.Reason != want {
+			t.Errorf("%s: %+v, %v", name, v, err)
+		}
+	}
+}

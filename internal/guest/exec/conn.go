@@ -81,6 +81,7 @@ func (c *conn) serve() (wire.ExecExit, error) {
 		}
 		c.close()
 	} else {
+		err = c.inputLeft()
 		c.r.post(func() { c.collect = true })
 		_ = c.nc.SetWriteDeadline(time.Now().Add(lastWordTimeout))
 	}
@@ -139,7 +140,7 @@ func (c *conn) begin(s wire.ExecStarted) error {
 	if first && (r.opts.AttachID != "" || r.opts.Session != nil) && s.Received < 1<<62 {
 		r.in = wire.NewRing(s.Received, wire.StdinWindow)
 	}
-	if r.readOnly {
+	if r.readOnly || r.deaf {
 		s.Received, s.Stdin = r.in.End(), r.in.End()
 	}
 	if s.Received < r.in.Base() || s.Received > r.in.End() || s.Stdin > s.Received {
@@ -157,7 +158,7 @@ func (c *conn) begin(s wire.ExecStarted) error {
 		if r.opts.OnStarted != nil {
 			r.opts.OnStarted(s)
 		}
-		if r.opts.Stdin != nil && !s.StdinEOF {
+		if r.opts.Stdin != nil && (r.opts.Session != nil || !s.StdinEOF) {
 			go r.feed()
 		}
 	}
@@ -221,11 +222,14 @@ func (c *conn) deliver(i int, f wire.Frame) error {
 	}
 	c.writing = true
 	r.mu.Unlock()
-	_, err = r.out[i].Write(data)
+	n, err := r.out[i].Write(data)
+	if r.opts.Session == nil || err == nil {
+		n = len(data) // what a command's broken output does not take is thrown away; who attaches to a session next wants it
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c.writing = false
-	r.got[i] = offset + uint64(len(data))
+	r.got[i] = offset + uint64(min(max(n, 0), len(data)))
 	if c.leaving {
 		c.news.Signal()
 	}
@@ -292,10 +296,13 @@ func (c *conn) fill(w *wire.FrameWriter) bool {
 		_ = w.Bytes(wire.FrameCollect, nil)
 		return true
 	}
-	if r.readOnly {
+	if r.readOnly || r.deaf {
 		r.in.Ack(r.in.End())
 		r.room.Signal()
-		c.sent, r.signals, r.size = r.in.End(), nil, nil
+		c.sent = r.in.End()
+	}
+	if r.readOnly {
+		r.signals, r.size = nil, nil
 	}
 	for _, name := range r.signals {
 		_ = w.Bytes(wire.FrameSignal, []byte(name))
@@ -314,7 +321,7 @@ func (c *conn) fill(w *wire.FrameWriter) bool {
 	if n := int(min(r.in.End()-c.sent, wire.MaxChunk)); n > 0 {
 		r.in.CopyAt(w.Chunk(wire.FrameStdin, c.sent, n), c.sent)
 		c.sent += uint64(n)
-	} else if r.inEOF && !c.sentEOF && !r.readOnly && !r.keepsOpen() {
+	} else if r.inEOF && !c.sentEOF && !r.readOnly && !r.deaf && !r.keepsOpen() {
 		w.Offset(wire.FrameStdinEOF, c.sent)
 		c.sentEOF = true
 	}

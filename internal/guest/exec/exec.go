@@ -12,6 +12,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -76,9 +77,12 @@ type Session struct {
 	// KeepOpen: the end of Stdin does not end the session's.
 	KeepOpen bool
 	// SendOnly: Run sends Stdin and returns when the agent has it. Where it cannot, the error is a *wire.ExecError: ExecTakenOver
-	// where another client writes, ExecInvalid where nothing is taken.
+	// where another client writes, ExecInvalid where nothing is taken; it is ErrInputLeft where the session ended first.
 	SendOnly bool
 }
+
+// ErrInputLeft says that a session ended before it had taken all that was sent.
+var ErrInputLeft = errors.New("the session ended before it had taken all input")
 
 // LostError says that the connection to a command is lost for good. The command may still run: who
 // attaches to ID later misses nothing but what Run has delivered.

@@ -38,6 +38,7 @@ type run struct {
 	mu      sync.Mutex // guards what follows
 	in      *wire.Ring // stdin from the first byte not acknowledged
 	inEOF   bool       // Stdin has ended
+	deaf    bool       // a session takes no stdin: what Stdin has is thrown away
 	room    *sync.Cond // in has room, or closed
 	closed  bool       // Run returns
 	signals []string   // not sent yet
@@ -201,7 +202,8 @@ func (r *run) post(change func()) {
 	}
 }
 
-// feed reads Stdin into the window.
+// feed reads Stdin into the window. That of a session is read also where nothing of it is sent: only who reads it learns that its other end
+// has left, or typed what leaves.
 func (r *run) feed() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -259,7 +261,7 @@ var errRetry = errors.New("try again")
 
 // final tells whether there is no use in dialling again.
 func final(err error) bool {
-	if errors.Is(err, wire.ErrProtocol) || errors.As(err, new(*wire.ExecError)) {
+	if errors.Is(err, wire.ErrProtocol) || errors.Is(err, ErrInputLeft) || errors.As(err, new(*wire.ExecError)) {
 		return true
 	}
 	if !errors.As(err, new(*api.Error)) {

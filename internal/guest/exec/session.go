@@ -36,6 +36,7 @@ func (c *conn) beginSession(s wire.ExecStarted) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.readOnly = r.readOnly || s.ReadOnly
+	r.deaf = s.StdinEOF && !o.SendOnly // who only sends is to know what was not taken
 	return nil
 }
 
@@ -93,6 +94,16 @@ func (c *conn) sentAll() bool {
 	defer c.r.mu.Unlock()
 	o := c.r.opts.Session
 	return o != nil && o.SendOnly && c.leaving && c.r.in.Base() == c.r.in.End()
+}
+
+// inputLeft is the error of a run that only sends, where its session has ended before all was taken.
+func (c *conn) inputLeft() error {
+	c.r.mu.Lock()
+	defer c.r.mu.Unlock()
+	if o := c.r.opts.Session; o != nil && o.SendOnly && c.r.in.Base() < c.r.in.End() {
+		return ErrInputLeft
+	}
+	return nil
 }
 
 // detach tells the agent that a session is left, where there is one and it can be told soon.

@@ -18,6 +18,13 @@ import (
 // sessionWait is the longest that a request waits for a change of the sessions.
 const sessionWait = 50 * time.Second
 
+// Bounds of what an agent says of a session, in bytes; of a command it says the beginning.
+const (
+	maxCommand = 4 << 10
+	maxDir     = 4 << 10
+	maxUser    = 256
+)
+
 // SessionLog says what of a session's log is wanted.
 type SessionLog struct {
 	// Stream is "stdout" or "stderr"; empty for both.
@@ -63,6 +70,13 @@ func checkSessions(list wire.SessionList) error {
 func checkSession(s wire.SessionStatus) error {
 	if !wire.ValidSessionName(s.Name) || !wire.ValidSessionStdin(s.Stdin) || len(s.ID) > 64 {
 		return api.Errorf(api.KindGuest, "the guest's agent tells of a session %.80q that cannot be", s.Name)
+	}
+	command := 0
+	for _, arg := range s.Argv {
+		command += len(arg) + 1
+	}
+	if command > maxCommand || len(s.Dir) > maxDir || len(s.User) > maxUser || s.PID < 0 || s.PID == 0 && !s.Ended {
+		return api.Errorf(api.KindGuest, "the guest's agent tells of a process %d of session %q that cannot be", s.PID, s.Name)
 	}
 	if e := s.Exit; e != nil && (e.Status < 0 || e.Status > 255 || len(e.Signal) > 16) {
 		return api.Errorf(api.KindGuest, "the guest's agent tells of exit status %d of session %q", e.Status, s.Name)

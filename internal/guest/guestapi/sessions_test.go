@@ -11,7 +11,8 @@ import (
 
 // TestCheckSessions: what no agent says of its sessions is not taken from a guest.
 func TestCheckSessions(t *testing.T) {
-	good := wire.SessionStatus{ID: strings.Repeat("0", 32), Name: "planner", Stdin: wire.SessionPipe}
+	good := wire.SessionStatus{ID: strings.Repeat("0", 32), Name: "planner", Stdin: wire.SessionPipe, PID: 7,
+		Argv: []string{strings.Repeat("x", 2<<10), "…"}, Dir: "/" + strings.Repeat("d", 4000), User: "root"}
 	if err := checkSessions(wire.SessionList{Sessions: []wire.SessionStatus{good}}); err != nil {
 		t.Error(err)
 	}
@@ -20,6 +21,10 @@ func TestCheckSessions(t *testing.T) {
 		"stdin":  func(s *wire.SessionStatus) { s.Stdin = "\x1b[2J" },
 		"id":     func(s *wire.SessionStatus) { s.ID = strings.Repeat("0", 1000) },
 		"status": func(s *wire.SessionStatus) { s.Exit = &wire.ExecExit{Status: 1000} },
+		"argv":   func(s *wire.SessionStatus) { s.Argv = make([]string, 5000) },
+		"dir":    func(s *wire.SessionStatus) { s.Dir = strings.Repeat("d", 5000) },
+		"user":   func(s *wire.SessionStatus) { s.User = strings.Repeat("u", 300) },
+		"pid":    func(s *wire.SessionStatus) { s.PID = 0 },
 		"signal": func(s *wire.SessionStatus) { s.Exit = &wire.ExecExit{Signal: strings.Repeat("S", 100)} },
 	}
 	for what, change := range bad {

@@ -82,7 +82,7 @@ func (e *session) attach(req wire.ExecAttach, conn net.Conn) (*attachment, error
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if a.write = e.admit(a); !a.write {
+	if a.write = e.admit(a, want.Resume); !a.write {
 		e.readers[a] = struct{}{}
 	}
 	switch {
@@ -102,8 +102,9 @@ func (e *session) attach(req wire.ExecAttach, conn net.Conn) (*attachment, error
 	return a, nil
 }
 
-// admit makes an attachment the one that writes, where it may be. One that comes back takes its own place. The lock is held.
-func (e *session) admit(a *attachment) bool {
+// admit makes an attachment the one that writes, where it may be. One that comes back takes its own place; where another one has written
+// meanwhile it reads, as what it sent and the session did not take has no place in stdin any more. The lock is held.
+func (e *session) admit(a *attachment, resume bool) bool {
 	old := e.writer
 	if old != nil && old.id == a.id {
 		old.hangUp(wire.ExecErrorf(wire.ExecTakenOver, "this client has come back by another connection"))
@@ -114,10 +115,10 @@ func (e *session) admit(a *attachment) bool {
 			delete(e.readers, r)
 		}
 	}
-	if !a.write || old != nil && old.id != a.id && old.conn != nil {
+	if !a.write || old != nil && old.id != a.id && old.conn != nil || resume && e.wrote != a.id {
 		return false
 	}
-	e.writer = a
+	e.writer, e.wrote = a, a.id
 	return true
 }
 
@@ -278,7 +279,11 @@ func (a *attachment) handle(conn net.Conn, f wire.Frame) error {
 		if end := e.in.End(); offset != end {
 			return wire.Violation("end of stdin at offset %d, have %d bytes", offset, end)
 		}
-		e.inEOF = true
+		if e.meta.Stdin == wire.SessionPTY {
+			e.typeEnd(a.id)
+		} else {
+			e.inEOF = true
+		}
 		e.news.Broadcast()
 	case wire.FrameAck:
 		stream, offset, err := f.Ack()
@@ -332,7 +337,8 @@ func (e *session) receive(offset uint64, data []byte) error {
 	if n := e.in.Append(data); n < len(data) {
 		return wire.Violation("more than %d bytes of stdin in flight", wire.StdinWindow)
 	}
-	if e.inShut {
+	e.last = data[len(data)-1]
+	if e.inShut && e.end == nil { // who writes to one that has ended is to know that it was not taken
 		e.in.Ack(e.in.End())
 	}
 	e.news.Broadcast()

@@ -57,21 +57,27 @@ func (s *Sessions) load() error {
 	}
 	for _, name := range names {
 		e, err := s.loadOne(name)
-		if err != nil {
-			s.cfg.Log.Warn("a session of an earlier boot cannot be read", "session", name, "error", err)
-			if err := s.cfg.Dir.RemoveAll(name); err != nil {
-				s.cfg.Log.Warn("remove it", "session", name, "error", err)
-			}
+		if err == nil {
+			s.all[name] = e
 			continue
 		}
-		s.all[name] = e
+		s.cfg.Log.Warn("a session of an earlier boot cannot be read", "session", name, "error", err)
+		if !errors.Is(err, errNoSession) {
+			continue // the next boot may read it
+		}
+		if err := s.cfg.Dir.RemoveAll(name); err != nil {
+			s.cfg.Log.Warn("remove it", "session", name, "error", err)
+		}
 	}
 	return nil
 }
 
+// errNoSession is what has no session, and never will.
+var errNoSession = errors.New("no session")
+
 func (s *Sessions) loadOne(name string) (*session, error) {
 	if !wire.ValidSessionName(name) {
-		return nil, errors.New("that is not the name of a session")
+		return nil, fmt.Errorf("%w: that is not the name of one", errNoSession)
 	}
 	dir, err := s.cfg.Dir.OpenRoot(name)
 	if err != nil {
@@ -80,15 +86,14 @@ func (s *Sessions) loadOne(name string) (*session, error) {
 	defer dir.Close()
 	e := newSession(s, wire.SessionStart{Name: name})
 	if err := readJSON(dir, metaFile, &e.meta); err != nil {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errNoJSON) {
+			err = fmt.Errorf("%w: %w", errNoSession, err)
+		}
 		return nil, err
 	}
 	var last end
-	err = readJSON(dir, endFile, &last)
-	if errors.Is(err, fs.ErrNotExist) {
-		last, err = s.cutOff(e, dir)
-	}
-	if err != nil {
-		return nil, err
+	if err := readJSON(dir, endFile, &last); err != nil {
+		last = s.cutOff(e, dir)
 	}
 	e.end = &last
 	close(e.up)
@@ -96,16 +101,16 @@ func (s *Sessions) loadOne(name string) (*session, error) {
 	return e, nil
 }
 
-// cutOff ends a session that has no end.
-func (s *Sessions) cutOff(e *session, dir *os.Root) (end, error) {
+// cutOff ends a session that has no end. What cannot be written, as on a full disk, the next boot finds out again.
+func (s *Sessions) cutOff(e *session, dir *os.Root) end {
 	last := end{At: e.meta.StartedAt}
-	j, release, err := e.openJournal()
-	if err != nil {
-		return last, err
+	if j, release, err := e.openJournal(); err != nil {
+		s.cfg.Log.Warn("read the log of a session that was cut off", "session", e.name, "error", err)
+	} else {
+		out, dropped := j.End()
+		last.Stdout, last.Stderr, last.Dropped = out[0], out[1], dropped
+		release()
 	}
-	defer release()
-	out, dropped := j.End()
-	last.Stdout, last.Stderr, last.Dropped = out[0], out[1], dropped
 	if st, err := dir.Stat(metaFile); err == nil {
 		last.At = st.ModTime()
 	}
@@ -114,7 +119,10 @@ func (s *Sessions) cutOff(e *session, dir *os.Root) (end, error) {
 			last.At = st.ModTime()
 		}
 	}
-	return last, writeJSON(dir, endFile, last)
+	if err := writeJSON(dir, endFile, last); err != nil {
+		s.cfg.Log.Warn("record the end of a session that was cut off", "session", e.name, "error", err)
+	}
+	return last
 }
 
 // readJSON reads a small file.
@@ -129,10 +137,13 @@ func readJSON(dir *os.Root, name string, v any) error {
 		return err
 	}
 	if err := json.Unmarshal(b, v); err != nil {
-		return fmt.Errorf("read %s: %w", name, err)
+		return fmt.Errorf("%w: read %s: %w", errNoJSON, name, err)
 	}
 	return nil
 }
+
+// errNoJSON is a file that is damaged.
+var errNoJSON = errors.New("not JSON")
 
 // writeJSON writes a file that is there as a whole or not at all, whatever happens.
 func writeJSON(dir *os.Root, name string, v any) error {

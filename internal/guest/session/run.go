@@ -33,7 +33,10 @@ type session struct {
 	in      *wire.Ring       // stdin that the process was not given yet
 	inEOF   bool
 	inShut  bool // nothing more is taken
+	last    byte // the last of stdin
+	keys    keys
 	writer  *attachment
+	wrote   string // the id of the writer before, or of the one there is
 	readers map[*attachment]struct{}
 	// read is what of the output writers have acknowledged.
 	read [2]uint64
@@ -260,6 +263,29 @@ func (k sink) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// endKey is what is typed to say that the input of a terminal has ended.
+const endKey = 0x04
+
+// keys are those that end a terminal's input once, and not for good: who comes later can type on.
+type keys struct {
+	at   uint64 // behind so much of stdin
+	by   string // the id of the writer, which may say it twice where its connection broke
+	left int    // not typed yet
+}
+
+// typeEnd has the end of a terminal's input typed, twice where a line was begun. The lock is held.
+func (e *session) typeEnd(by string) {
+	at := e.in.End()
+	if e.keys.by == by && e.keys.at == at {
+		return
+	}
+	e.keys = keys{at: at, by: by, left: 1}
+	if e.last != 0 && e.last != '\n' && e.last != '\r' {
+		e.keys.left = 2
+	}
+	e.last = 0 // what comes begins a line
+}
+
 // source is the process's stdin.
 type source struct{ e *session }
 
@@ -268,10 +294,17 @@ func (r source) Read(p []byte) (int, error) {
 	e := r.e
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for e.in.Base() == e.in.End() && !e.inEOF && !e.inShut {
+	for e.in.Base() == e.in.End() && e.keys.left == 0 && !e.inEOF && !e.inShut {
 		e.news.Wait()
 	}
+	if before := e.keys.at - e.in.Base(); e.keys.left > 0 && before < uint64(len(p)) {
+		p = p[:before]
+	}
 	n := e.in.CopyAt(p, e.in.Base())
+	if n == 0 && e.keys.left > 0 {
+		e.keys.left--
+		return copy(p[:1], []byte{endKey}), nil
+	}
 	if n == 0 {
 		e.inShut = true
 		return 0, io.EOF

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"slices"
@@ -217,17 +218,32 @@ func (s *Sessions) Remove(name string) error {
 	if !e.hasEnded() {
 		return wire.ExecErrorf(wire.ExecExists, "session %q runs", name)
 	}
-	s.mu.Lock()
-	if s.all[name] == e {
-		delete(s.all, name)
-	}
-	s.mu.Unlock()
-	e.close()
-	if err := s.cfg.Dir.RemoveAll(name); err != nil {
+	gone, err := s.setAside(e)
+	if err != nil {
 		return fmt.Errorf("remove session %q: %w", name, err)
 	}
+	e.close()
 	s.bump()
+	if err := s.cfg.Dir.RemoveAll(gone); err != nil {
+		return fmt.Errorf("remove session %q: %w", name, err)
+	}
 	return nil
+}
+
+// setAside frees the name of a session, in the table and on the disk at once, and returns what its directory is called from then on:
+// not as any session is, so that the next boot removes it where this one cannot.
+func (s *Sessions) setAside(e *session) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.all[e.name] != e {
+		return "", wire.ExecErrorf(wire.ExecNoSession, "no session %.80q", e.name)
+	}
+	gone := ".gone-" + exec.NewID()
+	if err := s.cfg.Dir.Rename(e.name, gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	delete(s.all, e.name)
+	return gone, nil
 }
 
 // Log prints the log of a session; with follow until it has ended or ctx has.

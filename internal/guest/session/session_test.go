@@ -454,6 +454,34 @@ func TestEndOfGuest(t *testing.T) {
 	}
 }
 
+// TestFullDisk: a session that was cut off, and whose end cannot be written, keeps its log.
+func TestFullDisk(t *testing.T) {
+	w := newWorld(t)
+	w.start("cut", wire.SessionNone, "sh", "-c", "echo begun; exec sleep 1000")
+	w.start("bad", wire.SessionNone, "sh", "-c", "exec sleep 1000")
+	a := w.attach(exec.Session{Name: "cut", Tail: wire.TailAll})
+	a.out.until("begun\n")
+	a.leave(t)
+	w.end()
+	if err := os.Mkdir(filepath.Join(w.path, "cut", endFile+".new"), 0o700); err != nil { // in the way of a file
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(w.path, "bad", metaFile), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		w.boot()
+		if list := w.all.List().Sessions; len(list) != 1 || list[0].Name != "cut" || !list[0].Ended || list[0].Stdout != 6 {
+			t.Errorf("after the boot: %+v", list)
+		}
+		if got := w.log("cut"); got != "begun\n" {
+			t.Errorf("its log: %q", got)
+		}
+		w.end()
+	}
+	w.boot()
+}
+
 // TestNotStarted: what cannot be started leaves nothing.
 func TestNotStarted(t *testing.T) {
 	w := newWorld(t)
