@@ -228,9 +228,9 @@ func (c *copied) takeFiles(ctx context.Context, req api.PullWorkspace, out *api.
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
 	if req.Apply {
-		unlock, err := c.lockRoot(ctx)
-		if err != nil {
-			return err
+		unlock, lockErr := c.lockRoot(ctx)
+		if lockErr != nil {
+			return lockErr
 		}
 		defer unlock()
 		c.cfg.Report.Step("apply to " + filepath.Base(c.base.Root))
