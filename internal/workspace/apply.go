@@ -50,6 +50,8 @@ type application struct {
 	seen map[string]HostStat // of what the host had
 	dir  string              // for what is prepared, in root
 	undo []func() error
+	// stuck: not all could be undone.
+	stuck bool
 }
 
 // step is one file to write or to remove.
@@ -225,7 +227,11 @@ func (a *application) run() (made []api.WorkspaceChange, err error) {
 	if err := a.prepareDir(); err != nil {
 		return nil, fmt.Errorf("apply to %q: %w", a.base.Root, err)
 	}
-	defer func() { err = errors.Join(err, a.root.RemoveAll(a.dir)) }()
+	defer func() {
+		if !a.stuck { // else what the files were is in there
+			err = errors.Join(err, a.root.RemoveAll(a.dir))
+		}
+	}()
 	for i, s := range a.steps {
 		if err := a.stage(i, s); err != nil {
 			return nil, a.failed(s, err)
@@ -242,13 +248,24 @@ func (a *application) run() (made []api.WorkspaceChange, err error) {
 	}
 	for _, i := range order {
 		if err := a.place(i, a.steps[i]); err != nil {
-			for _, undo := range slices.Backward(a.undo) {
-				err = errors.Join(err, undo())
+			if back := a.takeBack(); back != nil {
+				return nil, api.Errorf(api.KindInternal, "apply to %q: write %s: %w; and it could not all be undone: %w", a.base.Root, printable(a.steps[i].Path), err, back).
+					WithHint("what the files held is in %s until the next application", filepath.Join(a.base.Root, a.dir))
 			}
 			return nil, a.failed(a.steps[i], err)
 		}
 	}
 	return a.learn()
+}
+
+// takeBack undoes what was put in place.
+func (a *application) takeBack() error {
+	var err error
+	for _, undo := range slices.Backward(a.undo) {
+		err = errors.Join(err, undo())
+	}
+	a.stuck = err != nil
+	return err
 }
 
 func (a *application) failed(s step, err error) error {

@@ -3,6 +3,7 @@ package workspace
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -435,5 +436,30 @@ func TestPatchOfADirectoryThatBecameAFile(t *testing.T) {
 	}
 	if b, err := os.ReadFile(filepath.Join(dir, "d")); err != nil || string(b) != "a file\n" {
 		t.Errorf("d is %q, %v", b, err)
+	}
+}
+
+// Where what was put in place cannot be taken back, what the files held is not thrown away, and the user is told where it is.
+func TestApplyThatCannotBeUndone(t *testing.T) {
+	h := newHost(t)
+	dir := h.repo("repo")
+	p := h.pairOf(dir, Options{})
+	p.there("tracked", "changed\n")
+	p.there("zz", "new\n")
+	w := p.fetch()
+	a := application{w: w, base: w.base, seen: map[string]HostStat{}}
+	var err error
+	a.root, err = os.OpenRoot(dir)
+	must(t, err)
+	defer a.root.Close()
+	must(t, a.plan(t.Context()))
+	a.undo = append(a.undo, func() error { return errors.New("the disk is broken") })
+	a.steps = append(a.steps, step{Change: Change{Path: "tracked/below"}, before: GuestFile{Missing: true}, content: w.files["zz"]}) // cannot be done
+	_, err = a.run()
+	if err == nil || !strings.Contains(err.Error(), "the disk is broken") || strings.Contains(err.Error(), "nothing was changed") || !strings.Contains(api.AsError(err).Hint, a.dir) {
+		t.Errorf("error %v", err)
+	}
+	if _, err := os.Lstat(filepath.Join(dir, a.dir)); err != nil {
+		t.Errorf("what the files held is gone: %v", err)
 	}
 }

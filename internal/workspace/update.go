@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"maps"
@@ -148,12 +147,7 @@ func (u *update) plan(ctx context.Context) error {
 // conflict is the error for what both sides have changed.
 func (u *update) conflict() error {
 	slices.Sort(u.conflicts)
-	list := slices.Compact(u.conflicts)
-	more := ""
-	if n := len(list) - maxSkipped; n > 0 {
-		list, more = list[:maxSkipped], fmt.Sprintf("\n  and %d more", n)
-	}
-	e := api.Errorf(api.KindConflict, "copy %q: changed here and in the VM since the last copy:\n  %s%s", u.base.Root, strings.Join(list, "\n  "), more)
+	e := api.Errorf(api.KindConflict, "copy %q: changed here and in the VM since the last copy:\n  %s", u.base.Root, list(slices.Compact(u.conflicts)))
 	if u.blocked {
 		return e.WithHint("make room for them in the VM; nothing was changed")
 	}
@@ -297,7 +291,8 @@ func (u *update) judge(ctx context.Context) error {
 	slices.Sort(u.oldDirs)
 	slices.Reverse(u.oldDirs)
 	u.remove = append(u.remove, u.oldDirs...)
-	return u.judgeMade(seen)
+	u.judgeMade(seen)
+	return nil
 }
 
 // ask asks the guest what is at all paths that matter.
@@ -376,16 +371,19 @@ func (u *update) becomesEmpty(ctx context.Context, dir string) (bool, error) {
 }
 
 // judgeMade decides about repositories that are new on the host.
-func (u *update) judgeMade(seen map[string]GuestFile) error {
+func (u *update) judgeMade(seen map[string]GuestFile) {
 	for _, e := range u.made {
 		now, asked := seen[e.name]
-		ours := u.pending != nil && u.pending.Repos[strings.TrimSuffix(path.Dir(e.name), ".")] != nil
+		prefix := path.Dir(e.name)
+		if prefix == "." {
+			prefix = ""
+		}
+		ours := u.pending != nil && u.pending.Repos[prefix] != nil
 		if asked && !now.Missing && !ours {
 			u.conflicts, u.blocked = append(u.conflicts, printable(e.name)), true
 		}
 	}
 	u.send = append(u.send, u.made...)
-	return nil
 }
 
 // apply does what was planned.
