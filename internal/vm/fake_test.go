@@ -8,11 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httputil"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -235,17 +233,6 @@ func (m *fakeMachine) Dial(_ context.Context, port uint32) (net.Conn, error) {
 	})
 	go func() { _ = http.Serve(&oneConn{c: far, done: make(chan struct{})}, mux) }()
 	return near, nil
-}
-
-// guestProxy hands requests on to the guest in which commands run.
-func (m *fakeMachine) guestProxy() http.Handler {
-	return &httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = "http", "guest" },
-		Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) {
-			return m.engine.dialGuest(wire.PortAPI)
-		}},
-		ErrorLog: log.New(io.Discard, "", 0),
-	}
 }
 
 // take is a guest that is given files.
@@ -605,16 +592,4 @@ func (n *notes) Note(text string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.lines = append(n.lines, text)
-}
-
-// steps collects the steps of a piece of work, and tells heard of each. It belongs to one goroutine.
-type steps struct {
-	progress.Reporter
-	names []string
-	heard func(string)
-}
-
-func (s *steps) Step(name string) {
-	s.names = append(s.names, name)
-	s.heard(name)
 }
