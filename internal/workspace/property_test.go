@@ -82,10 +82,13 @@ func (g *generator) step() {
 	case 19:
 		_ = os.RemoveAll(path)
 	case 20:
-		_ = os.Chmod(path, []os.FileMode{0o755, 0o644, 0o600, 0o700}[g.rnd.IntN(4)])
+		mode := []os.FileMode{0o755, 0o644, 0o600, 0o700}[g.rnd.IntN(4)]
+		if st, err := os.Lstat(path); err == nil && st.Mode().IsRegular() { // what a link leads to is the machine's
+			_ = os.Chmod(path, mode)
+		}
 	case 21:
 		_ = os.RemoveAll(path)
-		_ = os.Symlink([]string{"a", "../outside", "/etc/passwd", "dir", "nowhere\xff"}[g.rnd.IntN(5)], path)
+		_ = os.Symlink([]string{"a", "../outside", "/nowhere/passwd", "dir", "nowhere\xff"}[g.rnd.IntN(5)], path)
 	case 22:
 		g.write(".gitignore")
 		_ = os.WriteFile(filepath.Join(g.dir, ".gitignore"), []byte("*.ign\nbuild/\n"), 0o644)
